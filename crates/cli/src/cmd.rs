@@ -1,0 +1,9 @@
+//! One file per command.
+
+pub(crate) mod chat;
+pub(crate) mod convert;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod info;
+pub(crate) mod init;
+pub(crate) mod score;

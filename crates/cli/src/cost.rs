@@ -1,0 +1,105 @@
+//! What a model costs to hold and to run, from its configuration alone.
+
+use zamba::ZambaConfig;
+use zamba::config::FileDtype;
+use zamba::spec::{TensorKind, TensorSpec, tensors};
+
+/// Operations of the selective scan per channel and state: `dt*A`, `exp`, `*s`, `*B`, `+`, `*C`, `+`.
+const SCAN_OPERATIONS: u64 = 7;
+
+/// Bytes and operations of one sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cost {
+    /// Weights as held in memory.
+    pub(crate) weights: u64,
+    /// Weights that one decoded token reads: the shared block counts once per use, the embedding once as the head
+    /// and one row of it as the input.
+    pub(crate) read_per_token: u64,
+    /// Convolution windows and SSM states of one sequence, whatever its length.
+    pub(crate) state: u64,
+    /// Keys and values that each token adds.
+    pub(crate) kv_per_token: u64,
+    /// Floating-point operations of the linear maps for one token, two per weight used.
+    pub(crate) linear_flops: u64,
+    /// Those of convolutions and scans for one token.
+    pub(crate) scan_flops: u64,
+    /// Those of attention for one token, per token in its context.
+    pub(crate) attention_flops_per_context: u64,
+}
+
+impl Cost {
+    /// The cost of `config` with matrices held as `dtype`.
+    pub(crate) fn of(config: &ZambaConfig, dtype: FileDtype) -> Self {
+        let specs = tensors(config);
+        // Half precision is widened when it is loaded: no kernel computes with it.
+        let matrix = if dtype == FileDtype::Bf16 { 2 } else { 4 };
+        let bytes = |spec: &TensorSpec| spec.len() as u64 * if spec.keeps_f32() { 4 } else { matrix };
+        let sites = config.hybrid_layers().len() as u64;
+        let layers = config.num_hidden_layers as u64;
+        let (e, n, k) = (config.d_inner() as u64, config.mamba_d_state as u64, config.mamba_d_conv as u64);
+        let row = config.hidden_size as u64 * matrix;
+        Cost {
+            weights: specs.iter().map(bytes).sum(),
+            read_per_token: row + specs.iter().map(|s| bytes(s) * reads(config, s, sites)).sum::<u64>(),
+            state: layers * (n + k - 1) * e * 4,
+            kv_per_token: sites * 2 * config.kv_width() as u64 * 4,
+            linear_flops: specs.iter().filter(|s| multiplies(s)).map(|s| 2 * s.len() as u64 * reads(config, s, sites)).sum(),
+            scan_flops: layers * e * (2 * k + SCAN_OPERATIONS * n),
+            attention_flops_per_context: sites * 4 * config.q_width() as u64,
+        }
+    }
+
+    /// Floating-point operations for one token that sees `context` tokens.
+    pub(crate) fn flops_per_token(&self, context: u64) -> u64 {
+        self.linear_flops + self.scan_flops + self.attention_flops_per_context * context
+    }
+
+    /// Bytes that a sequence of `context` tokens needs; none if that is more than can be counted.
+    pub(crate) fn sequence(&self, context: u64) -> Option<u64> {
+        self.kv_per_token.checked_mul(context)?.checked_add(self.state)
+    }
+}
+
+/// How often one token reads the whole of a tensor.
+fn reads(config: &ZambaConfig, spec: &TensorSpec, sites: u64) -> u64 {
+    match spec.kind {
+        TensorKind::Embedding => u64::from(config.tie_word_embeddings),
+        _ if spec.name.contains(".shared_transf.") => sites,
+        _ => 1,
+    }
+}
+
+/// Whether a linear map multiplies tokens by the tensor.
+fn multiplies(spec: &TensorSpec) -> bool {
+    use TensorKind::{DtProj, Embedding, Head, Linear, XProj};
+    matches!(spec.kind, Embedding | Linear | XProj | DtProj | Head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_published_7b_costs_what_is_known() {
+        let config = ZambaConfig::preset("zamba-7b").unwrap();
+        let cost = Cost::of(&config, FileDtype::Bf16);
+        // 11,518,246,912 weights take part in products, the shared block's 13 times.
+        assert_eq!(cost.linear_flops, 2 * 11_518_246_912);
+        assert_eq!(cost.attention_flops_per_context, 13 * 4 * 7424);
+        assert_eq!(cost.kv_per_token, 2 * 386_048);
+        assert_eq!(cost.state, 76 * 7424 * (16 + 3) * 4);
+        // All weights in bf16 are 14.465 GB; vectors and scan parameters in f32 add a little.
+        assert!(cost.weights > 2 * 7_232_490_496 && cost.weights < 14_600_000_000);
+        assert!(cost.read_per_token > 2 * 11_518_246_912 && cost.read_per_token < 23_200_000_000);
+    }
+
+    #[test]
+    fn an_untied_head_is_read_instead_of_the_embedding() {
+        let mut config = ZambaConfig::preset("tiny").unwrap();
+        let tied = Cost::of(&config, FileDtype::F32);
+        config.tie_word_embeddings = false;
+        let untied = Cost::of(&config, FileDtype::F32);
+        assert_eq!(tied.read_per_token, untied.read_per_token);
+        assert_eq!(untied.weights - tied.weights, 4 * 1024 * 96);
+    }
+}

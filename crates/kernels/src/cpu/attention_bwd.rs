@@ -1,0 +1,204 @@
+//! Backward pass of attention.
+//!
+//! The weights are computed again from the saved logarithms of their sums, once for the gradient of the
+//! queries, with chunks of queries, and once for those of keys and values, with chunks of keys. Each
+//! output is then summed by one thread in the order of the other side's positions.
+
+use super::attention::{Arrays, KEYS, QUERIES, Rows, dots, weigh};
+use super::isa::{Op, Tier};
+use super::math::exp;
+use super::norm::dot;
+use super::split::{Columns, Runs, Tile, Tiles};
+use super::{Cpu, scratch};
+use crate::{Attention, Buf, Span};
+
+/// See [`crate::Device::attention_bwd`].
+#[allow(clippy::too_many_arguments)]
+pub(super) fn attention_bwd(
+    cpu: &Cpu,
+    dq: &mut Buf,
+    dk: &mut Buf,
+    dv: &mut Buf,
+    dy: &Buf,
+    y: &Buf,
+    lse: &Buf,
+    a: Attention,
+) {
+    let arrays = Arrays::new(&a);
+    assert!(a.slot_rows.is_none(), "gradients of attention need packed keys");
+    let q_len = a.t * a.h * a.p;
+    assert!(dq.len() == q_len && dy.len() == q_len && y.len() == q_len, "gradients of attention");
+    assert!(dk.len() == a.k.len() && dv.len() == a.k.len() && lse.len() == a.t * a.h, "gradients of attention");
+    let (dy, y, lse) = (dy.f32(), y.f32(), lse.f32());
+    scratch::floats(a.t * a.h, |means| {
+        cpu.pool.split(Runs::new(means, QUERIES * a.h), |index, means: &mut [f32]| {
+            let from = index * QUERIES * a.h * a.p;
+            cpu.isa.run(Means { means, dy: &dy[from..], y: &y[from..], p: a.p });
+        });
+        let inputs = Inputs { dy, lse, means, arrays };
+        let columns = Columns::grouped(a.h * a.p, a.h, a.p);
+        cpu.pool.split(Tiles::new(dq.f32_mut(), a.h * a.p, QUERIES, columns), |_, dq: Tile<f32>| {
+            scratch::floats(2 * QUERIES * KEYS, |scores| cpu.isa.run(Queries { dq, scores, inputs }));
+        });
+        let columns = Columns::grouped(a.kv * a.p, a.kv, a.p);
+        let parts = (
+            Tiles::new(dk.f32_mut(), a.kv * a.p, KEYS, columns),
+            Tiles::new(dv.f32_mut(), a.kv * a.p, KEYS, columns),
+        );
+        cpu.pool.split(parts, |_, (dk, dv): (Tile<f32>, Tile<f32>)| {
+            scratch::floats(4 * KEYS * KEYS, |scores| cpu.isa.run(KeysValues { dk, dv, scores, inputs }));
+        });
+    });
+}
+
+/// `dy . y` of each query and head: the mean of the gradients of its scores.
+struct Means<'a> {
+    means: &'a mut [f32],
+    dy: &'a [f32],
+    y: &'a [f32],
+    p: usize,
+}
+
+impl Op for Means<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(self) {
+        for (j, mean) in self.means.iter_mut().enumerate() {
+            *mean = dot::<S>(&self.dy[j * self.p..][..self.p], &self.y[j * self.p..][..self.p]);
+        }
+    }
+}
+
+/// What both passes read.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    dy: &'a [f32],
+    /// `[t, h]` each.
+    lse: &'a [f32],
+    means: &'a [f32],
+    arrays: Arrays<'a>,
+}
+
+impl<'a> Inputs<'a> {
+    /// Weight and gradient of the score of each pair of `rows` queries from packed row `row` and `keys` keys,
+    /// in rows of [`KEYS`]; what a query does not see is left in an unspecified but finite-or-NaN state that
+    /// callers skip.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
+    fn scores<S: Tier>(
+        &self,
+        weights: &mut [f32],
+        dscores: &mut [f32],
+        head: usize,
+        row: usize,
+        rows: usize,
+        (k, v): (Rows<'a>, Rows<'a>),
+        keys: usize,
+    ) {
+        let a = &self.arrays;
+        dots::<S>(weights, a.queries(head).from(row), k, rows, keys);
+        dots::<S>(dscores, a.like_q(self.dy, head).from(row), v, rows, keys);
+        for r in 0..rows {
+            let (lse, mean) = (self.lse[(row + r) * a.h + head], self.means[(row + r) * a.h + head]);
+            let weights = &mut weights[r * KEYS..][..keys];
+            for (w, d) in weights.iter_mut().zip(&mut dscores[r * KEYS..][..keys]) {
+                *w = exp::<S>(*w * a.scale - lse);
+                *d = *w * (*d - mean) * a.scale;
+            }
+        }
+    }
+}
+
+/// The gradient of a block of queries of one head.
+struct Queries<'a> {
+    dq: Tile<'a, f32>,
+    /// Weights and their gradients, `[QUERIES, KEYS]` each.
+    scores: &'a mut [f32],
+    inputs: Inputs<'a>,
+}
+
+impl Op for Queries<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        let first = self.dq.row;
+        for (span, from, to) in self.inputs.arrays.meet(first, first + self.dq.rows) {
+            self.span::<S>(span, from, to);
+        }
+    }
+}
+
+impl Queries<'_> {
+    #[inline(always)]
+    fn span<S: Tier>(&mut self, span: &Span, from: usize, to: usize) {
+        let (head, count, pos) = (self.dq.group, to - from, from - span.start);
+        let (k, v) = self.inputs.arrays.keys(span, head);
+        let (weights, dscores) = self.scores.split_at_mut(QUERIES * KEYS);
+        for key in (0..pos + count).step_by(KEYS) {
+            let keys = KEYS.min(pos + count - key);
+            self.inputs.scores::<S>(weights, dscores, head, from, count, (k.from(key), v.from(key)), keys);
+            let blind = key.saturating_sub(pos).min(count);
+            let seen = |r: usize| (0, keys.min(pos + r + 1 - key));
+            weigh::<S>(&mut self.dq, from - self.dq.row, blind, count, dscores, k.from(key), seen);
+        }
+    }
+}
+
+/// The gradients of a block of keys and values of one head.
+struct KeysValues<'a> {
+    dk: Tile<'a, f32>,
+    dv: Tile<'a, f32>,
+    /// Weights and their gradients, by query and by key, `[KEYS, KEYS]` each.
+    scores: &'a mut [f32],
+    inputs: Inputs<'a>,
+}
+
+impl Op for KeysValues<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        let (a, first) = (self.inputs.arrays, self.dk.row);
+        let group = a.h / a.kv;
+        for (span, from, to) in a.meet(first, first + self.dk.rows) {
+            for head in self.dk.group * group..(self.dk.group + 1) * group {
+                self.span::<S>(span, head, from, to);
+            }
+        }
+    }
+}
+
+impl KeysValues<'_> {
+    /// Keys of packed rows `from .. to`, all of one span, as seen by one query head.
+    #[inline(always)]
+    fn span<S: Tier>(&mut self, span: &Span, head: usize, from: usize, to: usize) {
+        let (a, keys) = (self.inputs.arrays, to - from);
+        let (k, v) = a.keys(span, head);
+        let pair = (k.from(from - span.start), v.from(from - span.start));
+        let (by_query, by_key) = self.scores.split_at_mut(2 * KEYS * KEYS);
+        let (weights, dscores) = by_query.split_at_mut(KEYS * KEYS);
+        let (weights_k, dscores_k) = by_key.split_at_mut(KEYS * KEYS);
+        let end = span.start + span.len;
+        for row in (from..end).step_by(KEYS) {
+            let rows = KEYS.min(end - row);
+            self.inputs.scores::<S>(weights, dscores, head, row, rows, pair, keys);
+            transpose(weights_k, weights, rows, keys);
+            transpose(dscores_k, dscores, rows, keys);
+            // Key `j` is seen by the queries of its own row and later ones.
+            let seen = |j: usize| ((from + j).saturating_sub(row).min(rows), rows);
+            let first = from - self.dk.row;
+            let dy = a.like_q(self.inputs.dy, head).from(row);
+            weigh::<S>(&mut self.dv, first, 0, keys, weights_k, dy, seen);
+            weigh::<S>(&mut self.dk, first, 0, keys, dscores_k, a.queries(head).from(row), seen);
+        }
+    }
+}
+
+/// `y[c * KEYS + r] = x[r * KEYS + c]`
+#[inline(always)]
+fn transpose(y: &mut [f32], x: &[f32], rows: usize, cols: usize) {
+    for r in 0..rows {
+        for c in 0..cols {
+            y[c * KEYS + r] = x[r * KEYS + c];
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! Causal depthwise convolution, with channels in lanes.
+//!
+//! A chunk first lays the signal of its channels, which is every other column of `xz`, side by side with
+//! `k - 1` rows of history above it; the rest is then plain rows.
+
+use super::isa::{Op, Tier};
+use super::math::{activate, for_act, slope};
+use super::split::{Columns, Tile, Tiles};
+use super::vec::{LANES, V};
+use super::{Cpu, scratch};
+use crate::{Act, Buf, Conv, ConvAt, Span};
+
+/// Rows and channels per chunk: 16 KiB of signal.
+const ROW_BLOCK: usize = 32;
+const CHANNELS: usize = 128;
+/// Channels per chunk, and tokens per partial sum, of the backward pass.
+const BWD_CHANNELS: usize = 64;
+const BWD_BLOCK: usize = 64;
+
+fn check(y: &Buf, a: &Conv) {
+    assert!(y.len() == a.t * a.e && a.xz.len() == 2 * a.t * a.e, "arrays of a convolution");
+    assert!(a.w_ek.len() == a.e * a.k && a.bias_e.is_none_or(|b| b.len() == a.e), "taps of a convolution");
+    assert!(a.k > 0 && a.spans.iter().all(|s| s.start + s.len <= a.t), "spans of a convolution");
+}
+
+/// Copies the even elements of `xz` to `signal`.
+#[inline(always)]
+fn evens(signal: &mut [f32], xz: &[f32]) {
+    for (s, xz) in signal.iter_mut().zip(xz.as_chunks::<2>().0) {
+        *s = xz[0];
+    }
+}
+
+/// See [`crate::Device::conv`].
+pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
+    check(y, &a);
+    let pure = a.spans.iter().all(|s| s.pos == 0);
+    assert!(pure || window.is_some(), "a convolution in mid-sequence needs its window");
+    let channels = Channels::new(&a);
+    let past = window.as_ref().map(|w| w.f32());
+    let tiles = Tiles::new(y.f32_mut(), a.e, ROW_BLOCK, Columns::all(a.e, CHANNELS));
+    cpu.pool.split(tiles, |_, y: Tile<f32>| {
+        let padded = y.width.next_multiple_of(LANES);
+        scratch::floats((y.rows + a.k - 1) * padded, |signal| {
+            scratch::floats((a.k + 1) * padded, |taps| {
+                cpu.isa.run(Forward { y, signal, taps, past, channels });
+            });
+        });
+    });
+    if let Some(window) = window {
+        move_window(window.f32_mut(), &a);
+    }
+}
+
+/// Leaves the last `k - 1` inputs of each span in its slot.
+fn move_window(window: &mut [f32], a: &Conv) {
+    let (xz, keep) = (a.xz.f32(), a.k - 1);
+    for s in a.spans {
+        let slot = &mut window[s.slot * keep * a.e..][..keep * a.e];
+        for j in 0..keep {
+            // Input `at` of the span, `keep` later than counted; the window holds the first `keep` of them.
+            let at = s.len + j;
+            if at >= keep {
+                evens(&mut slot[j * a.e..][..a.e], &xz[(s.start + at - keep) * 2 * a.e..][..2 * a.e]);
+            } else if s.pos > 0 {
+                slot.copy_within(at * a.e..(at + 1) * a.e, j * a.e);
+            } else {
+                slot[j * a.e..][..a.e].fill(0.0);
+            }
+        }
+    }
+}
+
+/// What forward and backward read.
+#[derive(Clone, Copy)]
+struct Channels<'a> {
+    e: usize,
+    k: usize,
+    act: Act,
+    spans: &'a [Span],
+    xz: &'a [f32],
+    w_ek: &'a [f32],
+    bias_e: Option<&'a [f32]>,
+}
+
+impl<'a> Channels<'a> {
+    fn new(a: &Conv<'a>) -> Self {
+        let bias_e = a.bias_e.map(Buf::f32);
+        let (xz, w_ek) = (a.xz.f32(), a.w_ek.f32());
+        Channels { e: a.e, k: a.k, act: a.act, spans: a.spans, xz, w_ek, bias_e }
+    }
+
+    /// Writes the taps of `width` channels as `k` rows, and the bias as one more, padded with zeros.
+    #[inline(always)]
+    fn taps(&self, taps: &mut [f32], start: usize, width: usize) {
+        let padded = taps.len() / (self.k + 1);
+        taps.fill(0.0);
+        for c in 0..width {
+            for j in 0..self.k {
+                taps[j * padded + c] = self.w_ek[(start + c) * self.k + j];
+            }
+        }
+        if let Some(bias) = self.bias_e {
+            taps[self.k * padded..][..width].copy_from_slice(&bias[start..][..width]);
+        }
+    }
+
+    /// Writes inputs `from ..` of a span, counted `k - 1` later than tokens, one per row of `signal`.
+    #[inline(always)]
+    fn signal(&self, signal: &mut [f32], padded: usize, s: &Span, from: usize, past: Past) {
+        let keep = self.k - 1;
+        for (row, at) in signal.chunks_exact_mut(padded).zip(from..) {
+            row.fill(0.0);
+            if at >= keep {
+                let xz = &self.xz[((s.start + at - keep) * self.e + past.start) * 2..][..2 * past.width];
+                evens(row, xz);
+            } else if let (Some(window), true) = (past.window, s.pos > 0) {
+                let old = &window[(s.slot * keep + at) * self.e + past.start..][..past.width];
+                row[..past.width].copy_from_slice(old);
+            }
+        }
+    }
+}
+
+/// The channels of a chunk and the window they continue from.
+#[derive(Clone, Copy)]
+struct Past<'a> {
+    start: usize,
+    width: usize,
+    window: Option<&'a [f32]>,
+}
+
+/// Bias and taps times the `k` rows of `signal` from `row` on, for 16 channels from `c`.
+#[inline(always)]
+fn tap_sum<S: Tier>(taps: &[f32], signal: &[f32], k: usize, padded: usize, row: usize, c: usize) -> V {
+    let mut sum = V::load(&taps[k * padded + c..]);
+    for j in 0..k {
+        let x = V::load(&signal[(row + j) * padded + c..]);
+        sum = V::load(&taps[j * padded + c..]).fma::<S>(x, sum);
+    }
+    sum
+}
+
+struct Forward<'a> {
+    y: Tile<'a, f32>,
+    /// `[k - 1 + rows, padded width]`
+    signal: &'a mut [f32],
+    /// `[k + 1, padded width]`
+    taps: &'a mut [f32],
+    past: Option<&'a [f32]>,
+    channels: Channels<'a>,
+}
+
+impl Op for Forward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        for_act!(self.channels.act, ACT => self.spans::<S>(ACT));
+    }
+}
+
+impl Forward<'_> {
+    #[inline(always)]
+    fn spans<S: Tier>(&mut self, act: Act) {
+        let (a, k) = (self.channels, self.channels.k);
+        let padded = self.y.width.next_multiple_of(LANES);
+        a.taps(self.taps, self.y.start, self.y.width);
+        let (first, last) = (self.y.row, self.y.row + self.y.rows);
+        let skip = a.spans.partition_point(|s| s.start + s.len <= first);
+        for s in a.spans[skip..].iter().take_while(|s| s.start < last) {
+            let (from, to) = (first.max(s.start), last.min(s.start + s.len));
+            let signal = &mut self.signal[..(to - from + k - 1) * padded];
+            let past = Past { start: self.y.start, width: self.y.width, window: self.past };
+            a.signal(signal, padded, s, from - s.start, past);
+            for row in 0..to - from {
+                let y = self.y.row_mut(from + row - first);
+                for c in (0..y.len()).step_by(LANES) {
+                    let sum = tap_sum::<S>(self.taps, signal, k, padded, row, c);
+                    sum.map(|x| activate::<S>(act, x)).store_part(&mut y[c..]);
+                }
+            }
+        }
+    }
+}
+
+/// See [`crate::Device::conv_bwd`].
+pub(super) fn conv_bwd(cpu: &Cpu, dxz: &mut Buf, dw_flat: &mut Buf, at: ConvAt, dy: &Buf, a: Conv) {
+    check(dy, &a);
+    assert!(a.spans.iter().all(|s| s.pos == 0), "gradients start at the beginning of a sequence");
+    assert_eq!(dxz.len(), a.xz.len(), "gradient of a convolution");
+    let bias = at.bias.map_or(0..0, |b| b..b + a.e);
+    let ranges = [at.w..at.w + a.e * a.k, bias];
+    let [dw, dbias] = dw_flat.f32_mut().get_disjoint_mut(ranges).expect("gradients of a convolution overlap");
+    let dbias = at.bias.map(|_| dbias);
+    let (channels, dy) = (Channels::new(&a), dy.f32());
+    let columns = Columns::all(a.e, BWD_CHANNELS);
+    let parts = (
+        Tiles::columns(dxz.f32_mut(), 2 * a.e, columns.scaled(2)),
+        Tiles::columns(dw, a.e * a.k, columns.scaled(a.k)),
+        dbias.map(|d| Tiles::columns(d, a.e, columns)),
+    );
+    cpu.pool.split(parts, |_, (dxz, dw, dbias)| {
+        let padded = (dxz.width / 2).next_multiple_of(LANES);
+        let rows = BWD_BLOCK + 2 * (a.k - 1);
+        scratch::floats(2 * rows * padded, |memory| {
+            scratch::floats(3 * (a.k + 1) * padded, |taps| {
+                cpu.isa.run(Backward { dxz, dw, dbias, dy, memory, taps, channels, padded });
+            });
+        });
+    });
+}
+
+struct Backward<'a> {
+    dxz: Tile<'a, f32>,
+    dw: Tile<'a, f32>,
+    dbias: Option<Tile<'a, f32>>,
+    dy: &'a [f32],
+    /// Signal, and gradient before the activation; `[BWD_BLOCK + 2 (k - 1), padded]` each.
+    memory: &'a mut [f32],
+    /// Taps and bias, sums of their gradients in a block, and over all blocks: `[k + 1, padded]` each.
+    taps: &'a mut [f32],
+    channels: Channels<'a>,
+    padded: usize,
+}
+
+impl Op for Backward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        for_act!(self.channels.act, ACT => self.spans::<S>(ACT));
+    }
+}
+
+impl Backward<'_> {
+    #[inline(always)]
+    fn spans<S: Tier>(&mut self, act: Act) {
+        let (a, k, padded) = (self.channels, self.channels.k, self.padded);
+        let (start, width) = (self.dxz.start / 2, self.dxz.width / 2);
+        let size = (k + 1) * padded;
+        a.taps(&mut self.taps[..size], start, width);
+        self.taps[size..].fill(0.0);
+        for s in a.spans {
+            for from in (0..s.len).step_by(BWD_BLOCK) {
+                self.block::<S>(act, s, from);
+                let (block, total) = self.taps[size..].split_at_mut(size);
+                for (total, block) in total.iter_mut().zip(block) {
+                    *total += std::mem::take(block);
+                }
+            }
+        }
+        let total = &self.taps[2 * size..];
+        let dw = self.dw.row_mut(0);
+        for c in 0..width {
+            for j in 0..k {
+                dw[c * k + j] += total[j * padded + c];
+            }
+        }
+        if let Some(dbias) = &mut self.dbias {
+            for (d, total) in dbias.row_mut(0).iter_mut().zip(&total[k * padded..]) {
+                *d += total;
+            }
+        }
+    }
+
+    /// Tokens `from ..` of a span, up to [`BWD_BLOCK`] of them. The gradient of an input reaches `k - 1`
+    /// tokens ahead, so that of the sums is computed for as many tokens of the next block too.
+    #[inline(always)]
+    fn block<S: Tier>(&mut self, act: Act, s: &Span, from: usize) {
+        let (a, k, padded) = (self.channels, self.channels.k, self.padded);
+        let (start, width) = (self.dxz.start / 2, self.dxz.width / 2);
+        let size = (k + 1) * padded;
+        let to = s.len.min(from + BWD_BLOCK);
+        let ahead = s.len.min(to + k - 1);
+        let (signal, dsum) = self.memory.split_at_mut((BWD_BLOCK + 2 * (k - 1)) * padded);
+        let signal = &mut signal[..(ahead - from + k - 1) * padded];
+        a.signal(signal, padded, s, from, Past { start, width, window: None });
+        let (taps, dtaps) = self.taps.split_at_mut(size);
+        for row in 0..ahead - from {
+            let dy = &self.dy[(s.start + from + row) * a.e + start..][..width];
+            for c in (0..padded).step_by(LANES) {
+                let sum = tap_sum::<S>(taps, signal, k, padded, row, c);
+                let d = sum.map(|x| slope::<S>(act, x)).mul(V::load_part(&dy[c..]));
+                d.store(&mut dsum[row * padded + c..]);
+                if from + row < to {
+                    for j in 0..k {
+                        let dtap = &mut dtaps[j * padded + c..];
+                        let x = V::load(&signal[(row + j) * padded + c..]);
+                        d.fma::<S>(x, V::load(dtap)).store(dtap);
+                    }
+                    let dbias = &mut dtaps[k * padded + c..];
+                    V::load(dbias).add(d).store(dbias);
+                }
+            }
+        }
+        for row in 0..to - from {
+            let dxz = self.dxz.row_mut(s.start + from + row);
+            let reach = k.min(ahead - from - row);
+            for c in (0..padded).step_by(LANES) {
+                let mut dx = V::ZERO;
+                for m in 0..reach {
+                    let tap = V::load(&taps[(k - 1 - m) * padded + c..]);
+                    dx = tap.fma::<S>(V::load(&dsum[(row + m) * padded + c..]), dx);
+                }
+                for (dxz, dx) in dxz[2 * c..].as_chunks_mut::<2>().0.iter_mut().zip(dx.0) {
+                    dxz[0] += dx;
+                }
+            }
+        }
+    }
+}

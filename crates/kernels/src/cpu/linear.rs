@@ -1,0 +1,260 @@
+//! Linear maps, in dot form: each output is one sum along `in`.
+//!
+//! Sixteen lanes sum the products whose index is equal modulo 16, in order, and the lanes are added by
+//! halving. Every register tile, the 1 x 1 of the tails included, does exactly this for each of its
+//! outputs, so the shape of a tile, the blocks and the number of tokens leave no trace in the result.
+
+use super::isa::{Op, Tier};
+use super::split::{Columns, Tile, Tiles};
+use super::vec::{LANES, V, Weight, sums};
+use super::{Cpu, scratch};
+use crate::{Buf, Dtype, Linear, round_bf16};
+
+/// Elements of `in` per pass: a tile's rows of weights and tokens, 16 KiB, stay in L1.
+const IN_BLOCK: usize = 512;
+/// Most tokens per chunk: with [`IN_BLOCK`] 128 KiB of input, and as much of unfinished sums, in L2.
+const TOKEN_BLOCK: usize = 64;
+/// Most rows of weights per chunk.
+const ROW_BLOCK: usize = 64;
+/// Products below which a chunk is not worth a thread.
+const GRAIN: usize = 1 << 15;
+
+/// Rounds operands for products with bf16 weights.
+#[inline(always)]
+pub(super) fn operand<W: Weight>(x: f32) -> f32 {
+    if W::ROUNDS { round_bf16(x) } else { x }
+}
+
+/// The input of all groups, `[t, stride]` with group `g` at column `at + g * group`.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    x: &'a [f32],
+    stride: usize,
+    at: usize,
+    group: usize,
+}
+
+/// `y = x W^T + bias`, see [`crate::Device::linear`].
+pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
+    check(y.len(), &a);
+    let input = Input { x: a.x.f32(), stride: a.x_stride, at: a.x_at, group: a.x_group };
+    match a.w.dtype() {
+        Dtype::F32 => forward(cpu, y.f32_mut(), a.w.buf.f32(), input, &a),
+        Dtype::Bf16 => {
+            let width = a.groups * a.i;
+            scratch::floats(a.t * width, |rounded| {
+                round_rows(cpu, rounded, input, &a);
+                let input = Input { x: rounded, stride: width, at: 0, group: a.i };
+                forward(cpu, y.f32_mut(), a.w.buf.bf16(), input, &a);
+            });
+        }
+    }
+}
+
+/// Asserts the sizes that all linear kernels rely on.
+pub(super) fn check(y_len: usize, a: &Linear) {
+    assert_eq!(y_len, a.t * a.groups * a.o, "output of a linear map");
+    assert_eq!((a.w.rows(), a.w.cols()), (a.groups * a.o, a.i), "weights of a linear map");
+    assert!(a.bias.is_none_or(|b| b.len() == a.groups * a.o), "bias of a linear map");
+    assert!(a.x.len() >= a.t * a.x_stride, "input of a linear map");
+    let end = a.x_at + a.groups.saturating_sub(1) * a.x_group + a.i;
+    assert!(end <= a.x_stride, "columns of the input of a linear map");
+}
+
+/// Copies the columns of all groups of `input`, rounded to bf16, one group after the other.
+fn round_rows(cpu: &Cpu, rounded: &mut [f32], input: Input, a: &Linear) {
+    struct Round<'a> {
+        y: &'a mut [f32],
+        x: &'a [f32],
+    }
+    impl Op for Round<'_> {
+        type Out = ();
+        #[inline(always)]
+        fn eval<S: Tier>(self) {
+            for (y, x) in self.y.iter_mut().zip(self.x) {
+                *y = round_bf16(*x);
+            }
+        }
+    }
+    let width = a.groups * a.i;
+    cpu.rows(rounded, width, |t, row| {
+        for g in 0..a.groups {
+            let x = &input.x[t * input.stride + input.at + g * input.group..][..a.i];
+            cpu.isa.run(Round { y: &mut row[g * a.i..][..a.i], x });
+        }
+    });
+}
+
+fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linear) {
+    let bias = a.bias.map(Buf::f32);
+    let (tokens, rows) = blocks(cpu, a);
+    let columns = Columns::grouped(a.groups * a.o, a.groups, rows);
+    cpu.pool.split(Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
+        let first = y.group * a.o + y.start;
+        let at = y.row * input.stride + input.at + y.group * input.group;
+        scratch::vectors(y.rows * y.width, |sums| {
+            cpu.isa.run(Forward {
+                sums,
+                bias: bias.map(|b| &b[first..]),
+                w: &w[first * a.i..],
+                x: &input.x[at.min(input.x.len())..],
+                x_stride: input.stride,
+                i: a.i,
+                y,
+            });
+        });
+    });
+}
+
+/// Tokens and rows per chunk: all in one for little work, else a few chunks per thread, so that a thread
+/// that is held up does not hold up the others.
+fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
+    let tokens = a.t.clamp(1, TOKEN_BLOCK);
+    let rows = ROW_BLOCK.min(a.o.max(1));
+    let work = a.t * a.groups * a.o * a.i;
+    if cpu.pool.threads() == 1 || work <= GRAIN {
+        return (tokens, rows);
+    }
+    let chunks = (4 * cpu.pool.threads()).min(work / GRAIN + 1);
+    let row_chunks = chunks.div_ceil(a.groups * a.t.div_ceil(tokens));
+    (tokens, rows.min(a.o.div_ceil(row_chunks).next_multiple_of(8)))
+}
+
+/// One tile of outputs.
+struct Forward<'a, W> {
+    y: Tile<'a, f32>,
+    /// Unfinished sums, `[tokens, rows]`.
+    sums: &'a mut [V],
+    bias: Option<&'a [f32]>,
+    /// From the tile's first row.
+    w: &'a [W],
+    /// From the tile's first token.
+    x: &'a [f32],
+    x_stride: usize,
+    i: usize,
+}
+
+impl<W: Weight> Op for Forward<'_, W> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        self.sums.fill(V::ZERO);
+        // One token reads each weight once, so there is nothing to block for.
+        let block = if self.y.rows == 1 { self.i.max(1) } else { IN_BLOCK };
+        let mut from = 0;
+        while from < self.i {
+            let len = block.min(self.i - from);
+            if S::WIDE {
+                self.pass::<S, 4, 4, 8>(from, len);
+            } else {
+                self.pass::<S, 3, 2, 6>(from, len);
+            }
+            from += len;
+        }
+        self.finish();
+    }
+}
+
+impl<W: Weight> Forward<'_, W> {
+    /// Adds the products of columns `from ..+ len`, in tiles of `R` rows and `C` tokens; rows of single
+    /// tokens come `L` at a time.
+    #[inline(always)]
+    fn pass<S: Tier, const R: usize, const C: usize, const L: usize>(&mut self, from: usize, len: usize) {
+        let (rows, tokens) = (self.y.width, self.y.rows);
+        let tiled = tokens - tokens % C;
+        let mut r = 0;
+        while r < rows {
+            if tiled > 0 && r + R <= rows {
+                for t in (0..tiled).step_by(C) {
+                    self.tile::<S, R, C>(r, t, from, len);
+                }
+                r += R;
+            } else if tiled > 0 {
+                for t in (0..tiled).step_by(C) {
+                    self.tile::<S, 1, C>(r, t, from, len);
+                }
+                r += 1;
+            } else {
+                break;
+            }
+        }
+        for t in tiled..tokens {
+            let full = rows - rows % L;
+            for r in (0..full).step_by(L) {
+                self.tile::<S, L, 1>(r, t, from, len);
+            }
+            for r in full..rows {
+                self.tile::<S, 1, 1>(r, t, from, len);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, from: usize, len: usize) {
+        let full = len / LANES;
+        let mut w: [&[[W; LANES]]; R] = [&[]; R];
+        let mut w_tail: [&[W]; R] = [&[]; R];
+        for j in 0..R {
+            let row = &self.w[(r + j) * self.i + from..][..len];
+            let (body, tail) = row.as_chunks();
+            (w[j], w_tail[j]) = (&body[..full], tail);
+        }
+        let mut x: [&[[f32; LANES]]; C] = [&[]; C];
+        let mut x_tail: [&[f32]; C] = [&[]; C];
+        for c in 0..C {
+            let row = &self.x[(t + c) * self.x_stride + from..][..len];
+            let (body, tail) = row.as_chunks();
+            (x[c], x_tail[c]) = (&body[..full], tail);
+        }
+        let mut sum = [[V::ZERO; R]; C];
+        for c in 0..C {
+            sum[c].copy_from_slice(&self.sums[(t + c) * self.y.width + r..][..R]);
+        }
+        for k in 0..full {
+            let mut xs = [V::ZERO; C];
+            for c in 0..C {
+                xs[c] = V(x[c][k]);
+            }
+            for j in 0..R {
+                let weight = W::load(&w[j][k]);
+                for c in 0..C {
+                    sum[c][j] = weight.fma::<S>(xs[c], sum[c][j]);
+                }
+            }
+        }
+        if len % LANES != 0 {
+            for j in 0..R {
+                let weight = W::load_part(w_tail[j]);
+                for c in 0..C {
+                    sum[c][j] = weight.fma::<S>(V::load_part(x_tail[c]), sum[c][j]);
+                }
+            }
+        }
+        for c in 0..C {
+            self.sums[(t + c) * self.y.width + r..][..R].copy_from_slice(&sum[c]);
+        }
+    }
+
+    /// Adds up the lanes and the bias.
+    #[inline(always)]
+    fn finish(&mut self) {
+        let rows = self.y.width;
+        for t in 0..self.y.rows {
+            let sums_of_token = &self.sums[t * rows..][..rows];
+            let y = self.y.row_mut(t);
+            let (body, tail) = sums_of_token.as_chunks::<LANES>();
+            for (j, block) in body.iter().enumerate() {
+                sums(block).store(&mut y[j * LANES..]);
+            }
+            for (y, v) in y[body.len() * LANES..].iter_mut().zip(tail) {
+                *y = v.sum();
+            }
+            if let Some(bias) = self.bias {
+                for (y, b) in y.iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The fast device: vectorised, multi-threaded kernels in portable Rust.
+//!
+//! Bodies are written once over vectors of 16 lanes and compiled for each tier of instructions that the
+//! processor may have ([`Isa`]). The work of a kernel is split over its outputs, never over a sum, so the
+//! number of threads leaves no trace in the results. No kernel allocates once its working memory has
+//! grown to size.
+
+mod attention;
+mod attention_bwd;
+mod conv;
+mod gemm;
+mod isa;
+mod linear;
+mod loss;
+mod math;
+mod norm;
+mod optim;
+mod pool;
+mod rows;
+mod scan;
+mod scan_bwd;
+mod scratch;
+mod split;
+mod vec;
+
+use self::pool::Pool;
+use self::split::Runs;
+use crate::{
+    Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
+};
+
+pub use self::isa::{Isa, IsaError};
+
+/// Elements per chunk of kernels that do little with each. Less work than this runs on the calling thread:
+/// waking a worker costs more.
+const GRAIN: usize = 1 << 14;
+
+/// The processor as a [`Device`].
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// The fastest tier of this machine with `threads` threads, or as many as the system offers.
+    ///
+    /// # Panics
+    /// If the system refuses a thread.
+    pub fn new(threads: Option<usize>) -> Cpu {
+        let available = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        Cpu::with(Isa::detect(), threads.unwrap_or_else(available))
+    }
+
+    /// Tier `isa` with `threads` threads, at least one.
+    ///
+    /// # Panics
+    /// If the system refuses a thread.
+    pub fn with(isa: Isa, threads: usize) -> Cpu {
+        Cpu { isa, pool: Pool::new(threads) }
+    }
+
+    /// The tier in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Calls `body` with each row of `width` elements of `y` and its number.
+    fn rows(&self, y: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
+        if width == 0 {
+            return;
+        }
+        let rows = GRAIN.div_ceil(width);
+        self.pool.split(Runs::new(y, rows * width), |index, y: &mut [f32]| {
+            for (r, y) in y.chunks_exact_mut(width).enumerate() {
+                body(index * rows + r, y);
+            }
+        });
+    }
+}
+
+impl Device for Cpu {
+    fn name(&self) -> String {
+        let plural = if self.threads() == 1 { "" } else { "s" };
+        format!("cpu ({}, {} thread{plural})", self.isa, self.threads())
+    }
+
+    fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    fn alloc(&self, dtype: Dtype, len: usize) -> Buf {
+        Buf::host(dtype, len)
+    }
+
+    fn upload(&self, y: &mut Buf, at: usize, x: &[f32]) {
+        rows::upload(self, y, at, x);
+    }
+
+    fn download(&self, y: &mut [f32], x: &Buf, at: usize) {
+        rows::download(self, y, x, at);
+    }
+
+    fn fill(&self, y: &mut Buf, value: f32) {
+        rows::fill(self, y, value);
+    }
+
+    fn copy(&self, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, len: usize) {
+        rows::copy(self, y, y_at, x, x_at, len);
+    }
+
+    fn add(&self, y: &mut Buf, a: &Buf, b: &Buf) {
+        rows::add(self, y, a, Some(b));
+    }
+
+    fn accumulate(&self, y: &mut Buf, x: &Buf) {
+        rows::add(self, y, x, None);
+    }
+
+    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
+        rows::concat(self, y, a, b, t);
+    }
+
+    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
+        rows::concat_bwd(self, da, db, dy, t);
+    }
+
+    fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {
+        rows::gather_rows(self, y, x, rows, d);
+    }
+
+    fn scatter_rows(&self, dx: &mut Buf, dy: &Buf, rows: &[u32], d: usize) {
+        rows::scatter_rows(self, dx.f32_mut(), dy, rows, d);
+    }
+
+    fn embed(&self, y_td: &mut Buf, tokens: &[u32], w: &Mat) {
+        rows::embed(self, y_td, tokens, w);
+    }
+
+    fn embed_bwd(&self, dw_flat: &mut Buf, w_at: usize, dy_td: &Buf, tokens: &[u32], d: usize) {
+        // The end of the matrix is not known here; the last row that is named is as good.
+        let rows = tokens.iter().max().map_or(0, |last| *last as usize + 1);
+        rows::scatter_rows(self, &mut dw_flat.f32_mut()[w_at..][..rows * d], dy_td, tokens, d);
+    }
+
+    fn linear(&self, y: &mut Buf, a: Linear) {
+        linear::linear(self, y, a);
+    }
+
+    fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear) {
+        gemm::linear_dx(self, dx, dy, a);
+    }
+
+    fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear) {
+        gemm::linear_dw(self, dw_flat, w_at, bias_at, dy, a);
+    }
+
+    fn rmsnorm(&self, y_td: &mut Buf, rstd_t: Option<&mut Buf>, x_td: &Buf, w_d: &Buf, eps: f32) {
+        norm::rmsnorm(self, y_td, rstd_t, x_td, w_d, eps);
+    }
+
+    fn rmsnorm_bwd(
+        &self,
+        dx_td: &mut Buf,
+        dw_flat: &mut Buf,
+        w_at: usize,
+        dy_td: &Buf,
+        x_td: &Buf,
+        rstd_t: &Buf,
+        w_d: &Buf,
+    ) {
+        norm::rmsnorm_bwd(self, dx_td, dw_flat, w_at, dy_td, x_td, rstd_t, w_d);
+    }
+
+    fn conv(&self, y_te: &mut Buf, window: Option<&mut Buf>, a: Conv) {
+        conv::conv(self, y_te, window, a);
+    }
+
+    fn conv_bwd(&self, dxz: &mut Buf, dw_flat: &mut Buf, at: ConvAt, dy_te: &Buf, a: Conv) {
+        conv::conv_bwd(self, dxz, dw_flat, at, dy_te, a);
+    }
+
+    fn scan(&self, y_te: &mut Buf, state: Option<&mut Buf>, saved: Option<&mut Buf>, a: Scan) {
+        scan::scan(self, y_te, state, saved, a);
+    }
+
+    fn scan_bwd(&self, g: ScanGrads, dw_flat: &mut Buf, at: ScanAt, dy_te: &Buf, saved: &Buf, a: Scan) {
+        scan_bwd::scan_bwd(self, g, dw_flat, at, dy_te, saved, a);
+    }
+
+    fn cache_rows(&self, cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
+        rows::cache_rows(cache, x, spans, slot_rows, c);
+    }
+
+    fn attention(&self, y: &mut Buf, lse_th: Option<&mut Buf>, a: Attention) {
+        attention::attention(self, y, lse_th, a);
+    }
+
+    fn attention_bwd(
+        &self,
+        dq: &mut Buf,
+        dk: &mut Buf,
+        dv: &mut Buf,
+        dy: &Buf,
+        y: &Buf,
+        lse_th: &Buf,
+        a: Attention,
+    ) {
+        attention_bwd::attention_bwd(self, dq, dk, dv, dy, y, lse_th, a);
+    }
+
+    fn glu(&self, y: &mut Buf, gate: &Buf, up: &Buf, act: Act) {
+        rows::glu(self, y, gate, up, act);
+    }
+
+    fn glu_bwd(&self, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate: &Buf, up: &Buf, act: Act) {
+        rows::glu_bwd(self, dgate, dup, dy, gate, up, act);
+    }
+
+    fn cross_entropy(&self, nll_t: &mut Buf, lse_t: &mut Buf, logits_tv: &Buf, targets: &[u32], v: usize) {
+        loss::cross_entropy(self, nll_t, lse_t, logits_tv, targets, v);
+    }
+
+    fn cross_entropy_bwd(
+        &self,
+        dlogits_tv: &mut Buf,
+        logits_tv: &Buf,
+        lse_t: &Buf,
+        targets: &[u32],
+        v: usize,
+        scale: f32,
+    ) {
+        loss::cross_entropy_bwd(self, dlogits_tv, logits_tv, lse_t, targets, v, scale);
+    }
+
+    fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64 {
+        norm::sum_squares(self, &x.f32()[at..][..len])
+    }
+
+    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW) {
+        optim::adamw(self, w, m, v, g, at, len, c);
+    }
+}

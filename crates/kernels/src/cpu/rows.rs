@@ -1,0 +1,312 @@
+//! Kernels that move elements, and those that treat every element alike.
+
+use half::bf16;
+
+use super::isa::{Op, Tier};
+use super::math::{activate, for_act, slope};
+use super::split::{Columns, Runs, Tile, Tiles};
+use super::vec::Weight;
+use super::{Cpu, GRAIN};
+use crate::{Act, Buf, Dtype, Mat, Span};
+
+/// Columns per chunk of a sum into rows that are named by the data.
+const COLUMN_BLOCK: usize = 64;
+
+/// Copies with conversion. The tier only decides how wide the moves are.
+struct Convert<'a, Y, X>(&'a mut [Y], &'a [X]);
+
+/// A conversion between element types.
+trait Into32: Copy + Send + Sync {
+    fn get(self) -> f32;
+}
+trait From32: Copy + Send {
+    fn put(x: f32) -> Self;
+}
+impl Into32 for f32 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self
+    }
+}
+impl Into32 for bf16 {
+    #[inline(always)]
+    fn get(self) -> f32 {
+        self.wide()
+    }
+}
+impl From32 for f32 {
+    #[inline(always)]
+    fn put(x: f32) -> f32 {
+        x
+    }
+}
+impl From32 for bf16 {
+    /// To the nearest, ties to even; NaN becomes a quiet NaN.
+    #[inline(always)]
+    fn put(x: f32) -> bf16 {
+        let bits = x.to_bits();
+        let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+        let quiet = (bits >> 16) | 0x40;
+        bf16::from_bits(if x.is_nan() { quiet } else { rounded } as u16)
+    }
+}
+
+impl<Y: From32, X: Into32> Op for Convert<'_, Y, X> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(self) {
+        for (y, x) in self.0.iter_mut().zip(self.1) {
+            *y = Y::put(x.get());
+        }
+    }
+}
+
+fn convert<Y: From32, X: Into32>(cpu: &Cpu, y: &mut [Y], x: &[X]) {
+    assert_eq!(y.len(), x.len());
+    cpu.pool.split(Runs::new(y, GRAIN), |index, y: &mut [Y]| {
+        let x = &x[index * GRAIN..][..y.len()];
+        cpu.isa.run(Convert(y, x));
+    });
+}
+
+/// See [`crate::Device::upload`].
+pub(super) fn upload(cpu: &Cpu, y: &mut Buf, at: usize, x: &[f32]) {
+    match y.dtype() {
+        Dtype::F32 => y.f32_mut()[at..][..x.len()].copy_from_slice(x),
+        Dtype::Bf16 => convert(cpu, &mut y.bf16_mut()[at..][..x.len()], x),
+    }
+}
+
+/// See [`crate::Device::download`].
+pub(super) fn download(cpu: &Cpu, y: &mut [f32], x: &Buf, at: usize) {
+    match x.dtype() {
+        Dtype::F32 => y.copy_from_slice(&x.f32()[at..][..y.len()]),
+        Dtype::Bf16 => {
+            let x = &x.bf16()[at..][..y.len()];
+            convert(cpu, y, x);
+        }
+    }
+}
+
+/// See [`crate::Device::copy`].
+pub(super) fn copy(cpu: &Cpu, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, len: usize) {
+    match (y.dtype(), x.dtype()) {
+        (Dtype::F32, Dtype::F32) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
+        (Dtype::F32, Dtype::Bf16) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.bf16()[x_at..][..len]),
+        (Dtype::Bf16, Dtype::F32) => convert(cpu, &mut y.bf16_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
+        (Dtype::Bf16, Dtype::Bf16) => {
+            y.bf16_mut()[y_at..][..len].copy_from_slice(&x.bf16()[x_at..][..len]);
+        }
+    }
+}
+
+/// See [`crate::Device::fill`].
+pub(super) fn fill(cpu: &Cpu, y: &mut Buf, value: f32) {
+    match y.dtype() {
+        Dtype::F32 => cpu.pool.split(Runs::new(y.f32_mut(), GRAIN), |_, y: &mut [f32]| y.fill(value)),
+        Dtype::Bf16 => y.bf16_mut().fill(bf16::put(value)),
+    }
+}
+
+/// `y = a + b`, or `y += a` without `b`.
+struct Add<'a> {
+    y: &'a mut [f32],
+    a: &'a [f32],
+    b: Option<&'a [f32]>,
+}
+
+impl Op for Add<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(self) {
+        match self.b {
+            Some(b) => {
+                for ((y, a), b) in self.y.iter_mut().zip(self.a).zip(b) {
+                    *y = a + b;
+                }
+            }
+            None => {
+                for (y, a) in self.y.iter_mut().zip(self.a) {
+                    *y += a;
+                }
+            }
+        }
+    }
+}
+
+/// `y += x` for one row.
+pub(super) fn add_row(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
+    cpu.isa.run(Add { y, a: x, b: None });
+}
+
+/// See [`crate::Device::add`] and [`crate::Device::accumulate`].
+pub(super) fn add(cpu: &Cpu, y: &mut Buf, a: &Buf, b: Option<&Buf>) {
+    assert!(y.len() == a.len() && b.is_none_or(|b| b.len() == a.len()), "arrays of a sum");
+    let (a, b) = (a.f32(), b.map(Buf::f32));
+    cpu.pool.split(Runs::new(y.f32_mut(), GRAIN), |index, y: &mut [f32]| {
+        let part = index * GRAIN..index * GRAIN + y.len();
+        cpu.isa.run(Add { y, a: &a[part.clone()], b: b.map(|b| &b[part]) });
+    });
+}
+
+/// See [`crate::Device::concat`].
+pub(super) fn concat(cpu: &Cpu, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
+    if t == 0 {
+        return;
+    }
+    let (ca, cb) = (a.len() / t, b.len() / t);
+    assert_eq!(y.len(), t * (ca + cb), "output of a concatenation");
+    let (a, b) = (a.f32(), b.f32());
+    cpu.rows(y.f32_mut(), ca + cb, |t, y| {
+        y[..ca].copy_from_slice(&a[t * ca..][..ca]);
+        y[ca..].copy_from_slice(&b[t * cb..][..cb]);
+    });
+}
+
+/// See [`crate::Device::concat_bwd`].
+pub(super) fn concat_bwd(cpu: &Cpu, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
+    if t == 0 {
+        return;
+    }
+    let (ca, cb) = (da.len() / t, db.len() / t);
+    assert_eq!(dy.len(), t * (ca + cb), "gradient of a concatenation");
+    let dy = dy.f32();
+    cpu.rows(da.f32_mut(), ca, |t, da| add_row(cpu, da, &dy[t * (ca + cb)..][..ca]));
+    cpu.rows(db.f32_mut(), cb, |t, db| add_row(cpu, db, &dy[t * (ca + cb) + ca..][..cb]));
+}
+
+/// See [`crate::Device::gather_rows`].
+pub(super) fn gather_rows(cpu: &Cpu, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {
+    assert_eq!(y.len(), rows.len() * d, "gathered rows");
+    let x = x.f32();
+    cpu.rows(y.f32_mut(), d, |j, y| y.copy_from_slice(&x[rows[j] as usize * d..][..d]));
+}
+
+/// Adds row `j` of `dy` to row `rows[j]` of `dx`, in order of `j`; see [`crate::Device::scatter_rows`].
+///
+/// Chunks own columns, because the same row may be named twice.
+pub(super) fn scatter_rows(cpu: &Cpu, dx: &mut [f32], dy: &Buf, rows: &[u32], d: usize) {
+    assert_eq!(dy.len(), rows.len() * d, "rows to scatter");
+    let dy = dy.f32();
+    // Short runs of columns waste the rest of each cache line's neighbours: take all for little work.
+    let width = if dy.len() <= GRAIN { d.max(1) } else { COLUMN_BLOCK };
+    cpu.pool.split(Tiles::columns(dx, d, Columns::all(d, width)), |_, mut dx: Tile<f32>| {
+        for (j, row) in rows.iter().enumerate() {
+            let dy = &dy[j * d + dx.start..][..dx.width];
+            add_row(cpu, dx.row_mut(*row as usize), dy);
+        }
+    });
+}
+
+/// See [`crate::Device::embed`].
+pub(super) fn embed(cpu: &Cpu, y: &mut Buf, tokens: &[u32], w: &Mat) {
+    let d = w.cols();
+    assert_eq!(y.len(), tokens.len() * d, "embedded tokens");
+    match w.dtype() {
+        Dtype::F32 => gather_rows(cpu, y, &w.buf, tokens, d),
+        Dtype::Bf16 => {
+            let w = w.buf.bf16();
+            cpu.rows(y.f32_mut(), d, |t, y| {
+                let x = &w[tokens[t] as usize * d..][..d];
+                cpu.isa.run(Convert(y, x));
+            });
+        }
+    }
+}
+
+/// See [`crate::Device::cache_rows`].
+pub(super) fn cache_rows(cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
+    let (cache, x) = (cache.f32_mut(), x.f32());
+    for s in spans {
+        assert!(s.pos + s.len <= slot_rows, "span of {} rows at {} exceeds its slot", s.len, s.pos);
+        let rows = &x[s.start * c..][..s.len * c];
+        cache[(s.slot * slot_rows + s.pos) * c..][..rows.len()].copy_from_slice(rows);
+    }
+}
+
+/// See [`crate::Device::glu`].
+pub(super) fn glu(cpu: &Cpu, y: &mut Buf, gate: &Buf, up: &Buf, act: Act) {
+    assert!(y.len() == gate.len() && y.len() == up.len(), "arrays of a gated unit");
+    let (gate, up) = (gate.f32(), up.f32());
+    cpu.pool.split(Runs::new(y.f32_mut(), GRAIN / 4), |index, y: &mut [f32]| {
+        let part = index * (GRAIN / 4)..index * (GRAIN / 4) + y.len();
+        cpu.isa.run(Glu { y, gate: &gate[part.clone()], up: &up[part], act });
+    });
+}
+
+struct Glu<'a> {
+    y: &'a mut [f32],
+    gate: &'a [f32],
+    up: &'a [f32],
+    act: Act,
+}
+
+impl Op for Glu<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        for_act!(self.act, ACT => self.each::<S>(ACT));
+    }
+}
+
+impl Glu<'_> {
+    #[inline(always)]
+    fn each<S: Tier>(&mut self, act: Act) {
+        for ((y, gate), up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
+            *y = activate::<S>(act, *gate) * up;
+        }
+    }
+}
+
+/// See [`crate::Device::glu_bwd`].
+pub(super) fn glu_bwd(
+    cpu: &Cpu,
+    dgate: &mut Buf,
+    dup: &mut Buf,
+    dy: &Buf,
+    gate: &Buf,
+    up: &Buf,
+    act: Act,
+) {
+    let len = dy.len();
+    let sizes = [dgate.len(), dup.len(), gate.len(), up.len()];
+    assert_eq!(sizes, [len; 4], "arrays of a gated unit");
+    let (dy, gate, up) = (dy.f32(), gate.f32(), up.f32());
+    let block = GRAIN / 4;
+    let parts = (Runs::new(dgate.f32_mut(), block), Runs::new(dup.f32_mut(), block));
+    cpu.pool.split(parts, |index, (dgate, dup): (&mut [f32], &mut [f32])| {
+        let part = index * block..index * block + dgate.len();
+        let (dy, gate, up) = (&dy[part.clone()], &gate[part.clone()], &up[part]);
+        cpu.isa.run(GluBwd { dgate, dup, dy, gate, up, act });
+    });
+}
+
+struct GluBwd<'a> {
+    dgate: &'a mut [f32],
+    dup: &'a mut [f32],
+    dy: &'a [f32],
+    gate: &'a [f32],
+    up: &'a [f32],
+    act: Act,
+}
+
+impl Op for GluBwd<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        for_act!(self.act, ACT => self.each::<S>(ACT));
+    }
+}
+
+impl GluBwd<'_> {
+    #[inline(always)]
+    fn each<S: Tier>(&mut self, act: Act) {
+        let len = self.dy.len();
+        let (dgate, dup) = (&mut self.dgate[..len], &mut self.dup[..len]);
+        let (dy, gate, up) = (self.dy, &self.gate[..len], &self.up[..len]);
+        for c in 0..len {
+            dgate[c] += dy[c] * up[c] * slope::<S>(act, gate[c]);
+            dup[c] += dy[c] * activate::<S>(act, gate[c]);
+        }
+    }
+}

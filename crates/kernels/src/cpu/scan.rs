@@ -1,0 +1,199 @@
+//! Selective scan: channels in lanes, states in an inner loop, time outside.
+//!
+//! A chunk takes a block of channels through all spans. Its states and decay rates, `[n, channels]`, stay
+//! in L1; softplus, exponentials, skip and gate happen in the same pass over the arrays.
+
+use super::isa::{Op, Tier};
+use super::math::{exp, exp2_decay, sigmoid, softplus};
+use super::split::{Columns, Tile, Tiles};
+use super::vec::{LANES, V};
+use super::{Cpu, scratch};
+use crate::{Buf, SCAN_CHUNK, Scan, Span};
+
+/// Most channels per chunk: states and rates of 16 states each are 8 KiB.
+const CHANNELS: usize = 64;
+
+/// The arrays of a scan as slices.
+#[derive(Clone, Copy)]
+pub(super) struct Arrays<'a> {
+    pub(super) e: usize,
+    pub(super) h: usize,
+    pub(super) n: usize,
+    pub(super) r: usize,
+    pub(super) spans: &'a [Span],
+    pub(super) x_te: &'a [f32],
+    pub(super) dt_te: &'a [f32],
+    pub(super) p: &'a [f32],
+    pub(super) xz: &'a [f32],
+    pub(super) a_log_en: &'a [f32],
+    pub(super) d_e: &'a [f32],
+    pub(super) dt_bias_e: &'a [f32],
+}
+
+impl<'a> Arrays<'a> {
+    /// # Panics
+    /// If an array has the wrong size.
+    pub(super) fn new(a: &Scan<'a>) -> Self {
+        let (te, row) = (a.t * a.e, a.h * (a.r + 2 * a.n));
+        assert!(a.h > 0 && a.e % a.h == 0, "{} channels in {} heads", a.e, a.h);
+        assert!(a.x_te.len() == te && a.dt_te.len() == te && a.xz.len() == 2 * te, "signals of a scan");
+        assert!(a.p.len() == a.t * row && a.a_log_en.len() == a.e * a.n, "parameters of a scan");
+        assert!(a.d_e.len() == a.e && a.dt_bias_e.len() == a.e, "vectors of a scan");
+        assert!(a.spans.iter().all(|s| s.start + s.len <= a.t), "spans of a scan");
+        Arrays {
+            e: a.e,
+            h: a.h,
+            n: a.n,
+            r: a.r,
+            spans: a.spans,
+            x_te: a.x_te.f32(),
+            dt_te: a.dt_te.f32(),
+            p: a.p.f32(),
+            xz: a.xz.f32(),
+            a_log_en: a.a_log_en.f32(),
+            d_e: a.d_e.f32(),
+            dt_bias_e: a.dt_bias_e.f32(),
+        }
+    }
+
+    /// B and C of a head at token `t`, `[n]` each.
+    #[inline(always)]
+    pub(super) fn bc(&self, t: usize, head: usize) -> (&'a [f32], &'a [f32]) {
+        let at = (t * self.h + head) * (self.r + 2 * self.n) + self.r;
+        self.p[at..][..2 * self.n].split_at(self.n)
+    }
+
+    /// Writes `-exp(a_log) * log2 e` of `width` channels as `n` padded rows: the decay over a step is then
+    /// `2^(dt * rate)`. `space` is overwritten.
+    #[inline(always)]
+    pub(super) fn rates<S: Tier>(&self, rates: &mut [f32], space: &mut [f32], first: usize, width: usize) {
+        let (n, padded) = (self.n, width.next_multiple_of(LANES));
+        let space = &mut space[..width * n];
+        for (y, a) in space.iter_mut().zip(&self.a_log_en[first * n..][..width * n]) {
+            *y = -exp::<S>(*a) * std::f32::consts::LOG2_E;
+        }
+        rates[..n * padded].fill(0.0);
+        for c in 0..width {
+            for j in 0..n {
+                rates[j * padded + c] = space[c * n + j];
+            }
+        }
+    }
+}
+
+/// `z * sigmoid(z)`
+#[inline(always)]
+pub(super) fn silu<S: Tier>(z: f32) -> f32 {
+    z * sigmoid::<S>(z)
+}
+
+/// The gates of up to 16 channels: the odd elements of `xz`.
+#[inline(always)]
+pub(super) fn gates(xz: &[f32]) -> V {
+    if xz.len() >= 2 * LANES {
+        return V::odds(xz);
+    }
+    let mut z = V::ZERO;
+    for (z, xz) in z.0.iter_mut().zip(xz.as_chunks::<2>().0) {
+        *z = xz[1];
+    }
+    z
+}
+
+/// See [`crate::Device::scan`].
+pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Option<&mut Buf>, a: Scan) {
+    let arrays = Arrays::new(&a);
+    assert_eq!(y.len(), a.t * a.e, "output of a scan");
+    assert!(state.is_some() || a.spans.iter().all(|s| s.pos == 0), "a scan in mid-sequence needs its state");
+    assert!(saved.as_ref().is_none_or(|s| s.len() == a.saved_len()), "saved states of a scan");
+    let mut width = CHANNELS;
+    while width > LANES && Columns::grouped(a.e, a.h, width).count() < 2 * cpu.pool.threads() {
+        width /= 2;
+    }
+    let columns = Columns::grouped(a.e, a.h, width);
+    let parts = (
+        Tiles::columns(y.f32_mut(), a.e, columns),
+        state.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
+        saved.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
+    );
+    cpu.pool.split(parts, |_, (y, state, saved)| {
+        let size = a.n * y.width.next_multiple_of(LANES);
+        scratch::floats(2 * size, |memory| {
+            let (rates, s) = memory.split_at_mut(size);
+            cpu.isa.run(Forward { y, state, saved, rates, s, arrays });
+        });
+    });
+}
+
+struct Forward<'a> {
+    y: Tile<'a, f32>,
+    state: Option<Tile<'a, f32>>,
+    saved: Option<Tile<'a, f32>>,
+    /// `[n, padded]` each: decay rates, and the state.
+    rates: &'a mut [f32],
+    s: &'a mut [f32],
+    arrays: Arrays<'a>,
+}
+
+impl Op for Forward<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        let (a, width) = (self.arrays, self.y.width);
+        let (n, padded) = (a.n, width.next_multiple_of(LANES));
+        let first = self.y.group * (a.e / a.h) + self.y.start;
+        a.rates::<S>(self.rates, self.s, first, width);
+        let mut saved_rows = 0;
+        for span in a.spans {
+            self.s.fill(0.0);
+            if let (Some(state), true) = (&self.state, span.pos > 0) {
+                for j in 0..n {
+                    self.s[j * padded..][..width].copy_from_slice(state.row(span.slot * n + j));
+                }
+            }
+            for i in 0..span.len {
+                if let (Some(saved), true) = (&mut self.saved, i % SCAN_CHUNK == 0) {
+                    for j in 0..n {
+                        saved.row_mut(saved_rows + j).copy_from_slice(&self.s[j * padded..][..width]);
+                    }
+                    saved_rows += n;
+                }
+                self.token::<S>(span.start + i, first);
+            }
+            if let Some(state) = &mut self.state {
+                for j in 0..n {
+                    state.row_mut(span.slot * n + j).copy_from_slice(&self.s[j * padded..][..width]);
+                }
+            }
+        }
+    }
+}
+
+impl Forward<'_> {
+    #[inline(always)]
+    fn token<S: Tier>(&mut self, t: usize, first: usize) {
+        let (a, width) = (self.arrays, self.y.width);
+        let padded = width.next_multiple_of(LANES);
+        let (b_n, c_n) = a.bc(t, self.y.group);
+        let at = t * a.e + first;
+        let (x, dt, xz) = (&a.x_te[at..][..width], &a.dt_te[at..][..width], &a.xz[2 * at..][..2 * width]);
+        let (d, bias) = (&a.d_e[first..][..width], &a.dt_bias_e[first..][..width]);
+        let y = self.y.row_mut(t);
+        for c in (0..width).step_by(LANES) {
+            let x = V::load_part(&x[c..]);
+            let dt = V::load_part(&dt[c..]).add(V::load_part(&bias[c..])).map(softplus::<S>);
+            let dtx = dt.mul(x);
+            let mut out = V::load_part(&d[c..]).mul(x);
+            let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
+            for ((rate, s), (b, c_j)) in rows.zip(b_n.iter().zip(c_n)) {
+                let decay = dt.mul(V::load(&rate[c..])).map(exp2_decay::<S>);
+                let input = dtx.mul(V::splat(*b));
+                let next = decay.fma::<S>(V::load(&s[c..]), input);
+                next.store(&mut s[c..]);
+                out = next.fma::<S>(V::splat(*c_j), out);
+            }
+            out.mul(gates(&xz[2 * c..]).map(silu::<S>)).store_part(&mut y[c..]);
+        }
+    }
+}

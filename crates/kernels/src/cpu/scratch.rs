@@ -1,0 +1,50 @@
+//! Working memory of kernels, kept per thread and used again, so that a decode step allocates nothing
+//! after the first.
+
+use std::cell::RefCell;
+
+use super::vec::{LANES, V};
+
+thread_local! {
+    static FREE: RefCell<Vec<Vec<V>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Calls `f` with `len` vectors of this thread's working memory, of any content.
+///
+/// Calls may nest. Memory is handed out last in, first out, so a nest of calls meets the same blocks again
+/// and each grows to the largest size asked of it at its depth. Kernels call this before they enter their
+/// tier, because a closure is not sure to be inlined.
+pub(super) fn vectors<R>(len: usize, f: impl FnOnce(&mut [V]) -> R) -> R {
+    let mut memory = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+    if memory.len() < len {
+        // The old content is not worth copying.
+        memory = bytemuck::zeroed_vec(len);
+    }
+    let result = f(&mut memory[..len]);
+    FREE.with_borrow_mut(|free| free.push(memory));
+    result
+}
+
+/// As [`vectors`], `len` floats.
+pub(super) fn floats<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+    vectors(len.div_ceil(LANES), |memory| f(&mut bytemuck::cast_slice_mut(memory)[..len]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_used_again_and_nests() {
+        let outer = floats(100, |a| {
+            a.fill(2.0);
+            floats(50, |b| b.fill(1.0));
+            assert!(a.iter().all(|x| *x == 2.0));
+            a.as_ptr() as usize
+        });
+        vectors(3, |a| {
+            assert_eq!(a.as_ptr() as usize, outer);
+            assert_eq!(a.len(), 3);
+        });
+    }
+}

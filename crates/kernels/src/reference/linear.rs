@@ -1,0 +1,86 @@
+//! Linear maps over column blocks.
+
+use super::real::{Real, zeros};
+use crate::{Dtype, Linear};
+
+impl Linear<'_> {
+    /// Index in `x` of element `i` of the input of group `g` at token `t`.
+    fn x_index(&self, t: usize, g: usize, i: usize) -> usize {
+        t * self.x_stride + self.x_at + g * self.x_group + i
+    }
+
+    /// The sizes that every linear kernel relies on.
+    ///
+    /// # Panics
+    /// If buffers and sizes disagree.
+    pub(crate) fn check(&self) {
+        assert_eq!((self.w.rows(), self.w.cols()), (self.groups * self.o, self.i), "shape of w");
+        assert_eq!(self.x.len(), self.t * self.x_stride, "length of x");
+        let last = self.x_at + (self.groups - 1) * self.x_group + self.i;
+        assert!(last <= self.x_stride, "columns ..{last} of x rows of {}", self.x_stride);
+        assert!(self.bias.is_none_or(|b| b.len() == self.groups * self.o), "length of bias");
+    }
+}
+
+/// The operands of products: rounded to bf16 where the weights are bf16.
+fn operands<R: Real>(a: &Linear, x: &[R]) -> Vec<R> {
+    match a.w.dtype() {
+        Dtype::F32 => x.to_vec(),
+        Dtype::Bf16 => x.iter().map(|v| v.to_bf16()).collect(),
+    }
+}
+
+/// See [`crate::Device::linear`].
+pub(crate) fn linear<R: Real>(a: &Linear, x: &[R], w: &[R], bias: Option<&[R]>) -> Vec<R> {
+    let (x, w) = (operands(a, x), operands(a, w));
+    let mut y = Vec::with_capacity(a.t * a.groups * a.o);
+    for t in 0..a.t {
+        for row in 0..a.groups * a.o {
+            let mut sum = R::of(0.0);
+            for i in 0..a.i {
+                sum += x[a.x_index(t, row / a.o, i)] * w[row * a.i + i];
+            }
+            if let Some(bias) = bias {
+                sum += bias[row];
+            }
+            y.push(sum);
+        }
+    }
+    y
+}
+
+/// Gradient of `x`: 0 in columns that no group reads.
+pub(crate) fn linear_dx<R: Real>(a: &Linear, dy: &[R], w: &[R]) -> Vec<R> {
+    let (dy, w) = (operands(a, dy), operands(a, w));
+    let rows = a.groups * a.o;
+    let mut dx = zeros(a.t * a.x_stride);
+    for t in 0..a.t {
+        for row in 0..rows {
+            for i in 0..a.i {
+                dx[a.x_index(t, row / a.o, i)] += dy[t * rows + row] * w[row * a.i + i];
+            }
+        }
+    }
+    dx
+}
+
+/// Gradients of `w` and of the bias. The latter has no products, so its terms are never rounded.
+pub(crate) fn linear_dw<R: Real>(a: &Linear, dy: &[R], x: &[R]) -> (Vec<R>, Vec<R>) {
+    let rows = a.groups * a.o;
+    let mut dbias = zeros(rows);
+    for t in 0..a.t {
+        for row in 0..rows {
+            dbias[row] += dy[t * rows + row];
+        }
+    }
+    let (dy, x) = (operands(a, dy), operands(a, x));
+    let mut dw = zeros(rows * a.i);
+    for t in 0..a.t {
+        for row in 0..rows {
+            for i in 0..a.i {
+                dw[row * a.i + i] += dy[t * rows + row] * x[a.x_index(t, row / a.o, i)];
+            }
+        }
+    }
+    (dw, dbias)
+}

@@ -1,0 +1,418 @@
+//! The definition of every kernel.
+//!
+//! [`Reference`] is the slow device that says what the fast ones must compute: plain loops over f64,
+//! one file per family of kernels, rounded to f32 where a result is stored. It reads best next to the
+//! documentation of [`Device`]. The functions are pure: arrays in, arrays out; this file moves them in
+//! and out of [`Buf`]s, overwrites or adds, and checks sizes.
+
+pub(crate) mod act;
+pub(crate) mod attention;
+pub(crate) mod conv;
+pub(crate) mod linear;
+pub(crate) mod loss;
+pub(crate) mod norm;
+pub(crate) mod optim;
+pub(crate) mod real;
+pub(crate) mod scan;
+
+use half::bf16;
+
+use crate::{
+    Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
+};
+use attention::AttentionArrays;
+use conv::ConvArrays;
+use scan::ScanArrays;
+
+/// The scalar device, on one thread. See the [module text](self).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+impl Reference {
+    /// The reference device.
+    pub fn new() -> Self {
+        Reference
+    }
+}
+
+/// All elements of `x` in f64.
+pub(crate) fn read(x: &Buf) -> Vec<f64> {
+    match x.dtype() {
+        Dtype::F32 => x.f32().iter().map(|&v| f64::from(v)).collect(),
+        Dtype::Bf16 => x.bf16().iter().map(|&v| f64::from(v.to_f32())).collect(),
+    }
+}
+
+/// `y[..] = x`, rounded to f32.
+fn store(y: &mut Buf, x: &[f64]) {
+    assert_eq!(y.len(), x.len(), "length of the output");
+    for (y, &x) in y.f32_mut().iter_mut().zip(x) {
+        *y = x as f32;
+    }
+}
+
+/// `y[at ..] += x`, rounded to f32.
+fn add_at(y: &mut Buf, at: usize, x: &[f64]) {
+    for (y, &x) in y.f32_mut()[at..][..x.len()].iter_mut().zip(x) {
+        *y = (f64::from(*y) + x) as f32;
+    }
+}
+
+/// `y[..] += x`, rounded to f32.
+fn add_all(y: &mut Buf, x: &[f64]) {
+    assert_eq!(y.len(), x.len(), "length of the gradient");
+    add_at(y, 0, x);
+}
+
+/// Spans are not empty and tile rows `0 .. t` in order; without state each starts its sequence.
+///
+/// # Panics
+/// If they do not.
+pub(crate) fn check_spans(spans: &[Span], t: usize, has_state: bool) {
+    let mut next = 0;
+    for s in spans {
+        assert!(s.len > 0 && s.start == next, "spans must tile the rows, got {s:?} at row {next}");
+        assert!(has_state || s.pos == 0, "{s:?} continues a sequence but there is no state");
+        next += s.len;
+    }
+    assert_eq!(next, t, "spans must tile the rows");
+}
+
+fn conv_check(a: &Conv, window: Option<&Buf>) {
+    check_spans(a.spans, a.t, window.is_some());
+    assert!(a.k > 0, "taps");
+    assert_eq!((a.xz.len(), a.w_ek.len()), (a.t * 2 * a.e, a.e * a.k), "lengths of xz and w");
+    assert!(a.bias_e.is_none_or(|b| b.len() == a.e), "length of bias");
+}
+
+fn scan_check(a: &Scan, has_state: bool) {
+    check_spans(a.spans, a.t, has_state);
+    assert_eq!(a.e % a.h, 0, "heads divide channels");
+    assert_eq!((a.x_te.len(), a.dt_te.len(), a.xz.len()), (a.t * a.e, a.t * a.e, a.t * 2 * a.e), "lengths");
+    assert_eq!((a.p.len(), a.a_log_en.len()), (a.t * a.h * (a.r + 2 * a.n), a.e * a.n), "lengths");
+    assert_eq!((a.d_e.len(), a.dt_bias_e.len()), (a.e, a.e), "lengths");
+}
+
+fn attention_check(a: &Attention) {
+    check_spans(a.spans, a.t, a.slot_rows.is_some());
+    assert_eq!(a.h % a.kv, 0, "key/value heads divide heads");
+    assert_eq!(a.q.len(), a.t * a.h * a.p, "length of q");
+    assert_eq!(a.k.len(), a.v.len(), "lengths of k and v");
+    for s in a.spans {
+        assert!(a.slot_rows.is_none_or(|rows| s.pos + s.len <= rows), "{s:?} overruns its slot");
+    }
+}
+
+impl Device for Reference {
+    fn name(&self) -> String {
+        "reference (scalar f64, 1 thread)".into()
+    }
+
+    fn threads(&self) -> usize {
+        1
+    }
+
+    fn alloc(&self, dtype: Dtype, len: usize) -> Buf {
+        Buf::host(dtype, len)
+    }
+
+    fn upload(&self, y: &mut Buf, at: usize, x: &[f32]) {
+        match y.dtype() {
+            Dtype::F32 => y.f32_mut()[at..][..x.len()].copy_from_slice(x),
+            Dtype::Bf16 => {
+                for (y, &x) in y.bf16_mut()[at..][..x.len()].iter_mut().zip(x) {
+                    *y = bf16::from_f32(x);
+                }
+            }
+        }
+    }
+
+    fn download(&self, y: &mut [f32], x: &Buf, at: usize) {
+        match x.dtype() {
+            Dtype::F32 => y.copy_from_slice(&x.f32()[at..][..y.len()]),
+            Dtype::Bf16 => {
+                let x = &x.bf16()[at..][..y.len()];
+                for (y, x) in y.iter_mut().zip(x) {
+                    *y = x.to_f32();
+                }
+            }
+        }
+    }
+
+    fn fill(&self, y: &mut Buf, value: f32) {
+        let values = vec![value; y.len()];
+        self.upload(y, 0, &values);
+    }
+
+    fn copy(&self, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, len: usize) {
+        let mut values = vec![0.0; len];
+        self.download(&mut values, x, x_at);
+        self.upload(y, y_at, &values);
+    }
+
+    fn add(&self, y: &mut Buf, a: &Buf, b: &Buf) {
+        assert_eq!(a.len(), b.len(), "lengths of the terms");
+        let sum: Vec<f64> = read(a).iter().zip(read(b)).map(|(a, b)| a + b).collect();
+        store(y, &sum);
+    }
+
+    fn accumulate(&self, y: &mut Buf, x: &Buf) {
+        add_all(y, &read(x));
+    }
+
+    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
+        let (ca, cb) = (a.len() / t, b.len() / t);
+        assert_eq!((a.len(), b.len(), y.len()), (t * ca, t * cb, t * (ca + cb)), "lengths");
+        for i in 0..t {
+            self.copy(y, i * (ca + cb), a, i * ca, ca);
+            self.copy(y, i * (ca + cb) + ca, b, i * cb, cb);
+        }
+    }
+
+    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
+        let (ca, cb) = (da.len() / t, db.len() / t);
+        assert_eq!((da.len(), db.len(), dy.len()), (t * ca, t * cb, t * (ca + cb)), "lengths");
+        for (i, row) in read(dy).chunks_exact(ca + cb).enumerate() {
+            add_at(da, i * ca, &row[..ca]);
+            add_at(db, i * cb, &row[ca..]);
+        }
+    }
+
+    fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {
+        assert_eq!(y.len(), rows.len() * d, "length of the output");
+        for (j, &row) in rows.iter().enumerate() {
+            self.copy(y, j * d, x, row as usize * d, d);
+        }
+    }
+
+    fn scatter_rows(&self, dx: &mut Buf, dy: &Buf, rows: &[u32], d: usize) {
+        self.embed_bwd(dx, 0, dy, rows, d);
+    }
+
+    fn embed(&self, y_td: &mut Buf, tokens: &[u32], w: &Mat) {
+        self.gather_rows(y_td, &w.buf, tokens, w.cols());
+    }
+
+    fn embed_bwd(&self, dw_flat: &mut Buf, w_at: usize, dy_td: &Buf, tokens: &[u32], d: usize) {
+        assert_eq!(dy_td.len(), tokens.len() * d, "length of dy");
+        for (row, &token) in read(dy_td).chunks_exact(d).zip(tokens) {
+            add_at(dw_flat, w_at + token as usize * d, row);
+        }
+    }
+
+    fn linear(&self, y: &mut Buf, a: Linear) {
+        a.check();
+        let bias = a.bias.map(read);
+        store(y, &linear::linear(&a, &read(a.x), &read(&a.w.buf), bias.as_deref()));
+    }
+
+    fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear) {
+        a.check();
+        add_all(dx, &linear::linear_dx(&a, &read(dy), &read(&a.w.buf)));
+    }
+
+    fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear) {
+        a.check();
+        let (dw, dbias) = linear::linear_dw(&a, &read(dy), &read(a.x));
+        add_at(dw_flat, w_at, &dw);
+        if let Some(at) = bias_at {
+            add_at(dw_flat, at, &dbias);
+        }
+    }
+
+    fn rmsnorm(&self, y_td: &mut Buf, rstd_t: Option<&mut Buf>, x_td: &Buf, w_d: &Buf, eps: f32) {
+        assert_eq!(x_td.len() % w_d.len(), 0, "rows of x");
+        let (y, rstd) = norm::rmsnorm(&read(x_td), &read(w_d), eps);
+        store(y_td, &y);
+        if let Some(rstd_t) = rstd_t {
+            store(rstd_t, &rstd);
+        }
+    }
+
+    fn rmsnorm_bwd(
+        &self,
+        dx_td: &mut Buf,
+        dw_flat: &mut Buf,
+        w_at: usize,
+        dy_td: &Buf,
+        x_td: &Buf,
+        rstd_t: &Buf,
+        w_d: &Buf,
+    ) {
+        assert_eq!((dy_td.len(), x_td.len()), (rstd_t.len() * w_d.len(), dy_td.len()), "lengths");
+        let (dx, dw) = norm::rmsnorm_bwd(&read(dy_td), &read(x_td), &read(rstd_t), &read(w_d));
+        add_all(dx_td, &dx);
+        add_at(dw_flat, w_at, &dw);
+    }
+
+    fn conv(&self, y_te: &mut Buf, window: Option<&mut Buf>, a: Conv) {
+        conv_check(&a, window.as_deref());
+        let (xz, w_ek, bias, before) =
+            (read(a.xz), read(a.w_ek), a.bias_e.map(read), window.as_deref().map(read));
+        let arrays = ConvArrays { xz: &xz, w_ek: &w_ek, bias_e: bias.as_deref(), window: before.as_deref() };
+        store(y_te, &conv::conv(&a, &arrays));
+        if let Some(window) = window {
+            store(window, &conv::window_after(&a, &arrays));
+        }
+    }
+
+    fn conv_bwd(&self, dxz: &mut Buf, dw_flat: &mut Buf, at: ConvAt, dy_te: &Buf, a: Conv) {
+        conv_check(&a, None);
+        let (xz, w_ek, bias) = (read(a.xz), read(a.w_ek), a.bias_e.map(read));
+        let arrays = ConvArrays { xz: &xz, w_ek: &w_ek, bias_e: bias.as_deref(), window: None };
+        let (gxz, gw, gbias) = conv::conv_bwd(&a, &arrays, &read(dy_te));
+        add_all(dxz, &gxz);
+        add_at(dw_flat, at.w, &gw);
+        if let Some(at) = at.bias {
+            add_at(dw_flat, at, &gbias);
+        }
+    }
+
+    fn scan(&self, y_te: &mut Buf, state: Option<&mut Buf>, saved: Option<&mut Buf>, a: Scan) {
+        scan_check(&a, state.is_some());
+        let before = state.as_deref().map(read);
+        let out = scan::scan(&a, &ScanBufs::read(&a).arrays(before.as_deref()));
+        store(y_te, &out.y_te);
+        if let Some(state) = state {
+            store(state, &out.state);
+        }
+        if let Some(saved) = saved {
+            store(saved, &out.saved);
+        }
+    }
+
+    fn scan_bwd(&self, g: ScanGrads, dw_flat: &mut Buf, at: ScanAt, dy_te: &Buf, saved: &Buf, a: Scan) {
+        scan_check(&a, false);
+        assert_eq!(saved.len(), a.saved_len(), "length of the saved states");
+        let d = scan::scan_bwd(&a, &ScanBufs::read(&a).arrays(None), &read(dy_te));
+        add_all(g.dx_te, &d.dx_te);
+        add_all(g.ddt_te, &d.ddt_te);
+        add_all(g.dp, &d.dp);
+        add_all(g.dxz, &d.dxz);
+        add_at(dw_flat, at.a_log, &d.da_log_en);
+        add_at(dw_flat, at.d, &d.dd_e);
+        add_at(dw_flat, at.dt_bias, &d.ddt_bias_e);
+    }
+
+    fn cache_rows(&self, cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
+        check_spans(spans, x.len() / c, true);
+        for s in spans {
+            assert!(s.pos + s.len <= slot_rows, "{s:?} overruns its slot of {slot_rows} rows");
+            self.copy(cache, (s.slot * slot_rows + s.pos) * c, x, s.start * c, s.len * c);
+        }
+    }
+
+    fn attention(&self, y: &mut Buf, lse_th: Option<&mut Buf>, a: Attention) {
+        attention_check(&a);
+        let (q, k, v) = (read(a.q), read(a.k), read(a.v));
+        let (out, lse) = attention::attention(&a, &AttentionArrays { q: &q, k: &k, v: &v });
+        store(y, &out);
+        if let Some(lse_th) = lse_th {
+            store(lse_th, &lse);
+        }
+    }
+
+    fn attention_bwd(
+        &self,
+        dq: &mut Buf,
+        dk: &mut Buf,
+        dv: &mut Buf,
+        dy: &Buf,
+        y: &Buf,
+        lse_th: &Buf,
+        a: Attention,
+    ) {
+        assert!(a.slot_rows.is_none(), "gradients need packed keys and values");
+        attention_check(&a);
+        let (q, k, v) = (read(a.q), read(a.k), read(a.v));
+        let arrays = AttentionArrays { q: &q, k: &k, v: &v };
+        let (gq, gk, gv) = attention::attention_bwd(&a, &arrays, &read(dy), &read(y), &read(lse_th));
+        add_all(dq, &gq);
+        add_all(dk, &gk);
+        add_all(dv, &gv);
+    }
+
+    fn glu(&self, y: &mut Buf, gate: &Buf, up: &Buf, act: Act) {
+        assert_eq!(gate.len(), up.len(), "lengths of gate and up");
+        store(y, &act::glu(&read(gate), &read(up), act));
+    }
+
+    fn glu_bwd(&self, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate: &Buf, up: &Buf, act: Act) {
+        assert_eq!((gate.len(), up.len()), (dy.len(), dy.len()), "lengths of gate and up");
+        let (ggate, gup) = act::glu_bwd(&read(dy), &read(gate), &read(up), act);
+        add_all(dgate, &ggate);
+        add_all(dup, &gup);
+    }
+
+    fn cross_entropy(&self, nll_t: &mut Buf, lse_t: &mut Buf, logits_tv: &Buf, targets: &[u32], v: usize) {
+        assert_eq!(logits_tv.len(), targets.len() * v, "length of the logits");
+        let (nll, lse) = loss::cross_entropy(&read(logits_tv), targets, v);
+        store(nll_t, &nll);
+        store(lse_t, &lse);
+    }
+
+    fn cross_entropy_bwd(
+        &self,
+        dlogits_tv: &mut Buf,
+        logits_tv: &Buf,
+        lse_t: &Buf,
+        targets: &[u32],
+        v: usize,
+        scale: f32,
+    ) {
+        assert_eq!(logits_tv.len(), targets.len() * v, "length of the logits");
+        add_all(dlogits_tv, &loss::cross_entropy_bwd(&read(logits_tv), &read(lse_t), targets, v, scale));
+    }
+
+    fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64 {
+        let square_sum = |block: &[f32]| block.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>();
+        x.f32()[at..][..len].chunks(4096).map(square_sum).sum()
+    }
+
+    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW) {
+        let (w, m, v, g) = (w.f32_mut(), m.f32_mut(), v.f32_mut(), g.f32());
+        for i in at..at + len {
+            let [w1, m1, v1] =
+                optim::adamw(&c, f64::from(w[i]), f64::from(m[i]), f64::from(v[i]), f64::from(g[i]));
+            (w[i], m[i], v[i]) = (w1 as f32, m1 as f32, v1 as f32);
+        }
+    }
+}
+
+/// The arrays of a scan in f64.
+struct ScanBufs {
+    x_te: Vec<f64>,
+    dt_te: Vec<f64>,
+    p: Vec<f64>,
+    xz: Vec<f64>,
+    a_log_en: Vec<f64>,
+    d_e: Vec<f64>,
+    dt_bias_e: Vec<f64>,
+}
+
+impl ScanBufs {
+    fn read(a: &Scan) -> Self {
+        ScanBufs {
+            x_te: read(a.x_te),
+            dt_te: read(a.dt_te),
+            p: read(a.p),
+            xz: read(a.xz),
+            a_log_en: read(a.a_log_en),
+            d_e: read(a.d_e),
+            dt_bias_e: read(a.dt_bias_e),
+        }
+    }
+
+    fn arrays<'a>(&'a self, state: Option<&'a [f64]>) -> ScanArrays<'a, f64> {
+        ScanArrays {
+            x_te: &self.x_te,
+            dt_te: &self.dt_te,
+            p: &self.p,
+            xz: &self.xz,
+            a_log_en: &self.a_log_en,
+            d_e: &self.d_e,
+            dt_bias_e: &self.dt_bias_e,
+            state,
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! Checkpoint folders: `config.json` and safetensors weights, checked before anything is used.
+//!
+//! [`Checkpoint::open`] reads headers only. Each rule a file must keep has its own variant of
+//! [`LoadError`], and everything a file claims is checked before it sizes an allocation, so that a
+//! hostile file costs a second and little memory. Weights are read by position into private memory
+//! and never mapped: a file that is cut short while it is used gives an error, not a signal.
+//!
+//! [`write`] and [`save`] are the way back: [`write::write_safetensors`] streams tensors of any size,
+//! [`save_folder`] publishes a whole model folder or nothing.
+
+mod convert;
+mod error;
+mod file;
+mod index;
+mod layout;
+pub mod manifest;
+pub mod safetensors;
+pub mod save;
+pub mod write;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+pub use self::convert::{narrow, widen};
+pub use self::error::LoadError;
+pub use self::save::{SaveOptions, save_folder};
+pub use self::write::WriteError;
+pub use crate::config::FileDtype;
+
+use self::file::{Folder, OpenFile};
+use self::safetensors::Entry;
+use crate::config::ZambaConfig;
+use crate::spec::{TensorKind, TensorSpec, tensors};
+
+/// File of the configuration.
+const CONFIG: &str = "config.json";
+/// File of the weights where they are not in shards.
+const SINGLE: &str = "model.safetensors";
+/// File that says which shard holds which tensor.
+const INDEX: &str = "model.safetensors.index.json";
+/// Largest `config.json` read. An honest one has a few kilobytes.
+const CONFIG_LIMIT: u64 = 4 << 20;
+/// Bytes read at a time where a tensor is compared or converted.
+const CHUNK: usize = 1 << 20;
+/// Above this, `exp(A_log)` leaves the range of f32; below its negative, it is zero.
+const A_LOG_LIMIT: f32 = 80.0;
+/// Softplus of the dt bias is a time step; trained ones are within (-12, 12).
+const DT_BIAS_LIMIT: f32 = 1000.0;
+
+/// How strictly a checkpoint is taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Accept weights that are NaN, infinite or beyond any trained range. For inspecting a damaged file.
+    pub allow_nonfinite: bool,
+    /// Refuse checkpoints whose weights have more bytes than this.
+    pub max_bytes: Option<u64>,
+    /// Check every file against `MANIFEST.json`, if the folder has one, before using any.
+    pub verify_manifest: bool,
+}
+
+impl Default for LoadOptions {
+    /// Everything is checked; no limit on size.
+    fn default() -> Self {
+        LoadOptions { allow_nonfinite: false, max_bytes: None, verify_manifest: true }
+    }
+}
+
+/// An open checkpoint: the configuration is valid, every tensor located with the right shape, and no
+/// weight read yet.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// The configuration of the folder. If `config.json` does not say how weights are stored, `dtype`
+    /// is that of the embedding.
+    pub config: ZambaConfig,
+    specs: Vec<TensorSpec>,
+    located: Vec<Located>,
+    by_name: HashMap<String, usize>,
+    files: Vec<OpenFile>,
+    path: PathBuf,
+    allow_nonfinite: bool,
+}
+
+/// Where the bytes of a tensor are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Located {
+    name: String,
+    file: usize,
+    begin: u64,
+    bytes: usize,
+    dtype: FileDtype,
+}
+
+impl Checkpoint {
+    /// Opens the folder `dir` and checks everything but the values of weights.
+    ///
+    /// Tensors that the model shares may be stored more than once; the copies are read and compared.
+    ///
+    /// # Errors
+    /// The first rule broken; see [`LoadError`].
+    pub fn open(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
+        let folder = Folder::open(dir)?;
+        if !folder.has(CONFIG) {
+            return Err(LoadError::NoConfig { path: folder.path().to_owned() });
+        }
+        let config_file = folder.file(CONFIG)?;
+        let (index_file, index) = find_weights(&folder)?;
+        let shards = index.as_ref().map_or_else(|| vec![SINGLE.to_owned()], |index| index.shards.clone());
+        let files = shards.iter().map(|name| folder.file(name)).collect::<Result<Vec<_>, _>>()?;
+        if options.verify_manifest {
+            let used: Vec<&OpenFile> = files.iter().chain(&index_file).chain([&config_file]).collect();
+            manifest::verify(&folder, &used)?;
+        }
+        let (mut config, dtype_stated) = ZambaConfig::from_json_with_dtype(&config_file.text(CONFIG_LIMIT)?)?;
+        let found = tensors_of(&files, index.as_ref())?;
+        let specs = tensors(&config);
+        let located = locate(&config, &specs, &found, &files)?;
+        if !dtype_stated && let Some(embedding) = located.first() {
+            config.dtype = embedding.dtype;
+        }
+        let by_name = specs.iter().enumerate().map(|(i, spec)| (spec.name.clone(), i)).collect();
+        let path = folder.path().to_owned();
+        let allow_nonfinite = options.allow_nonfinite;
+        let checkpoint = Checkpoint { config, specs, located, by_name, files, path, allow_nonfinite };
+        let needed = checkpoint.total_bytes();
+        match options.max_bytes {
+            Some(limit) if needed > limit => Err(LoadError::MemoryLimit { needed, limit }),
+            _ => Ok(checkpoint),
+        }
+    }
+
+    /// The tensors of the model, in the one order; see [`tensors`].
+    pub fn specs(&self) -> &[TensorSpec] {
+        &self.specs
+    }
+
+    /// The folder, with links resolved.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of all weights as stored, shared tensors once.
+    pub fn total_bytes(&self) -> u64 {
+        self.located.iter().map(|tensor| tensor.bytes as u64).sum()
+    }
+
+    /// How the file stores the tensor called `name` in [`specs`](Self::specs).
+    ///
+    /// # Panics
+    /// If the model has no such tensor.
+    pub fn dtype(&self, name: &str) -> FileDtype {
+        self.find(name).unwrap_or_else(|error| panic!("{error}")).1.dtype
+    }
+
+    /// Reads numbers `at .. at + out.len()` of a tensor, widened exactly from however they are stored.
+    ///
+    /// # Errors
+    /// If the range or name is wrong, the file was changed since it was opened, or, unless the options
+    /// allow it, a value is not finite or beyond what the model's exponentials can take.
+    pub fn read_f32(&self, name: &str, at: usize, out: &mut [f32]) -> Result<(), LoadError> {
+        let (spec, place) = self.find(name)?;
+        let size = place.dtype.size();
+        check_range(name, place.bytes / size, at, out.len())?;
+        let mut bytes = vec![0; CHUNK.min(out.len() * size)];
+        let mut begin = place.begin + (at * size) as u64;
+        for part in out.chunks_mut(CHUNK / size) {
+            let bytes = &mut bytes[..part.len() * size];
+            self.files[place.file].read_at(begin, bytes)?;
+            widen(place.dtype, bytes, part);
+            begin += bytes.len() as u64;
+        }
+        if self.allow_nonfinite { Ok(()) } else { check_values(spec, at, out) }
+    }
+
+    /// Reads bytes `at .. at + out.len()` of a tensor as they are stored, for copies that keep every
+    /// bit. Nothing is checked but that they can be read.
+    ///
+    /// # Errors
+    /// If the range or name is wrong, or the file was changed since it was opened.
+    pub fn read_raw(&self, name: &str, at: usize, out: &mut [u8]) -> Result<(), LoadError> {
+        let (_, place) = self.find(name)?;
+        check_range(name, place.bytes, at, out.len())?;
+        self.files[place.file].read_at(place.begin + at as u64, out)
+    }
+
+    fn find(&self, name: &str) -> Result<(&TensorSpec, &Located), LoadError> {
+        match self.by_name.get(name) {
+            Some(i) => Ok((&self.specs[*i], &self.located[*i])),
+            None => Err(LoadError::NoSuchTensor { tensor: name.to_owned() }),
+        }
+    }
+}
+
+fn check_range(name: &str, len: usize, at: usize, count: usize) -> Result<(), LoadError> {
+    let to = at.saturating_add(count);
+    if to <= len {
+        return Ok(());
+    }
+    Err(LoadError::Range { tensor: name.to_owned(), len, from: at, to })
+}
+
+/// Refuses values that no arithmetic of the model can take.
+fn check_values(spec: &TensorSpec, at: usize, values: &[f32]) -> Result<(), LoadError> {
+    let limit = match spec.kind {
+        TensorKind::ALog => A_LOG_LIMIT,
+        TensorKind::DtBias => DT_BIAS_LIMIT,
+        _ => f32::MAX,
+    };
+    if values.iter().all(|x| x.abs() <= limit) {
+        return Ok(());
+    }
+    let tensor = spec.name.clone();
+    let count = values.iter().filter(|x| !x.is_finite()).count();
+    if let Some(first) = values.iter().position(|x| !x.is_finite()) {
+        return Err(LoadError::NotFinite { tensor, count, at: at + first });
+    }
+    let first = values.iter().position(|x| x.abs() > limit).unwrap_or(0);
+    Err(LoadError::Implausible { tensor, value: values[first], at: at + first, limit })
+}
+
+/// The single file if there is one, as transformers does, else the index.
+fn find_weights(folder: &Folder) -> Result<(Option<OpenFile>, Option<index::Index>), LoadError> {
+    if folder.has(SINGLE) {
+        return Ok((None, None));
+    }
+    if folder.has(INDEX) {
+        let file = folder.file(INDEX)?;
+        let index = index::read(&file)?;
+        return Ok((Some(file), Some(index)));
+    }
+    let pickled = ["pytorch_model.bin", "pytorch_model.bin.index.json", "zamba.bin"];
+    let hint = if pickled.iter().any(|name| folder.has(name)) {
+        "; pickle files can run code and are never read, convert them to safetensors with transformers"
+    } else {
+        ""
+    };
+    Err(LoadError::NoWeights { path: folder.path().to_owned(), hint })
+}
+
+/// Every tensor of all files, each in exactly one, and the index telling the truth about them.
+fn tensors_of(
+    files: &[OpenFile],
+    index: Option<&index::Index>,
+) -> Result<BTreeMap<String, (usize, Entry)>, LoadError> {
+    let mut found: BTreeMap<String, (usize, Entry)> = BTreeMap::new();
+    for (i, file) in files.iter().enumerate() {
+        for entry in safetensors::read(file)?.entries {
+            if let Some((other, _)) = found.get(&entry.name) {
+                let (first, second) = (files[*other].name.clone(), file.name.clone());
+                return Err(LoadError::TensorTwice { tensor: entry.name, first, second });
+            }
+            found.insert(entry.name.clone(), (i, entry));
+        }
+    }
+    let Some(index) = index else { return Ok(found) };
+    for (tensor, (i, _)) in &found {
+        let stated = index.shard_of.get(tensor).map(String::as_str).unwrap_or("no shard");
+        if stated != files[*i].name {
+            let (index, found) = (stated.to_owned(), files[*i].name.clone());
+            return Err(LoadError::IndexDisagrees { tensor: tensor.clone(), index, found });
+        }
+    }
+    if let Some((tensor, shard)) = index.shard_of.iter().find(|(tensor, _)| !found.contains_key(*tensor)) {
+        let (index, found) = (shard.clone(), "no shard".to_owned());
+        return Err(LoadError::IndexDisagrees { tensor: tensor.clone(), index, found });
+    }
+    let bytes = found.values().map(|(_, entry)| entry.end - entry.begin).sum();
+    match index.total_size {
+        Some(stated) if stated != bytes => {
+            Err(LoadError::TotalSize { file: INDEX.to_owned(), stated, found: bytes })
+        }
+        _ => Ok(found),
+    }
+}
+
+/// Finds each tensor of the model among those of the files and checks shapes and shared copies.
+fn locate(
+    config: &ZambaConfig,
+    specs: &[TensorSpec],
+    found: &BTreeMap<String, (usize, Entry)>,
+    files: &[OpenFile],
+) -> Result<Vec<Located>, LoadError> {
+    let places = layout::places(config, specs, found)?;
+    let mut located = Vec::with_capacity(specs.len());
+    for (spec, place) in specs.iter().zip(places) {
+        let first = checked(spec, &place.name, found)?;
+        for copy in &place.copies {
+            let other = checked(spec, copy, found)?;
+            if first.dtype != other.dtype || !same_bytes(files, &first, &other)? {
+                return Err(LoadError::TiedDiffer { first: first.name, second: other.name });
+            }
+        }
+        located.push(first);
+    }
+    Ok(located)
+}
+
+fn checked(
+    spec: &TensorSpec,
+    name: &str,
+    found: &BTreeMap<String, (usize, Entry)>,
+) -> Result<Located, LoadError> {
+    let Some((file, entry)) = found.get(name) else {
+        return Err(LoadError::NoSuchTensor { tensor: name.to_owned() });
+    };
+    if !entry.shape.iter().copied().eq(spec.shape.iter().map(|n| *n as u64)) {
+        let (found, expected) = (entry.shape.clone(), spec.shape.clone());
+        return Err(LoadError::Shape { tensor: name.to_owned(), found, expected });
+    }
+    let bytes = (entry.end - entry.begin) as usize;
+    Ok(Located { name: name.to_owned(), file: *file, begin: entry.begin, bytes, dtype: entry.dtype })
+}
+
+fn same_bytes(files: &[OpenFile], a: &Located, b: &Located) -> Result<bool, LoadError> {
+    let mut left = vec![0; CHUNK.min(a.bytes)];
+    let mut right = left.clone();
+    let mut at = 0;
+    while at < a.bytes {
+        let part = CHUNK.min(a.bytes - at);
+        files[a.file].read_at(a.begin + at as u64, &mut left[..part])?;
+        files[b.file].read_at(b.begin + at as u64, &mut right[..part])?;
+        if left[..part] != right[..part] {
+            return Ok(false);
+        }
+        at += part;
+    }
+    Ok(true)
+}

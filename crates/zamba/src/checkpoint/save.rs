@@ -1,0 +1,271 @@
+//! Publishing a model folder: complete under its name, or not there at all.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+use sha2::{Digest, Sha256};
+
+use super::manifest::{self, hex};
+use super::write::{WriteEntry, failed, write_safetensors};
+use super::{CONFIG, INDEX, SINGLE, WriteError};
+use crate::config::{FileDtype, ZambaConfig};
+use crate::spec::{TensorSpec, tensors};
+
+/// What to write beside the weights, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SaveOptions {
+    /// Storage of every tensor; stated in `config.json` too.
+    pub dtype: FileDtype,
+    /// Most bytes of tensors in a file; a larger model is cut into shards with an index. A tensor larger
+    /// than this gets a shard of its own.
+    pub max_shard_bytes: u64,
+    /// Further files by plain name, such as `tokenizer.json`.
+    pub files: Vec<(String, Vec<u8>)>,
+    /// Write `MANIFEST.json`, by which a damaged file is found when it is loaded.
+    pub manifest: bool,
+    /// Replace the folder if it exists. Without this only an absent or empty folder is written.
+    pub replace: bool,
+}
+
+impl Default for SaveOptions {
+    /// bf16, shards of 5 GB as transformers makes them, a manifest, nothing replaced.
+    fn default() -> Self {
+        SaveOptions {
+            dtype: FileDtype::Bf16,
+            max_shard_bytes: 5_000_000_000,
+            files: Vec::new(),
+            manifest: true,
+            replace: false,
+        }
+    }
+}
+
+/// Writes the model folder `dir`: weights, `config.json`, `generation_config.json`, further files.
+///
+/// `source` is called once for each tensor of [`tensors`], and puts its numbers into the vector, which
+/// it finds empty. Everything is written to a temporary folder beside `dir`, flushed to disk, and
+/// renamed; a failure leaves `dir` as it was.
+///
+/// # Errors
+/// If the disk or `source` fails, the target exists, or a value is not finite in the type of the file.
+pub fn save_folder(
+    dir: &Path,
+    config: &ZambaConfig,
+    options: &SaveOptions,
+    source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    let occupied = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file();
+    if occupied && !options.replace {
+        return Err(WriteError::Exists { path: dir.to_owned() });
+    }
+    let staging = Staging::create(dir)?;
+    let mut folder = NewFolder { path: staging.path.clone(), files: Vec::new() };
+    folder.weights(config, options, source)?;
+    folder.file(CONFIG, ZambaConfig { dtype: options.dtype, ..config.clone() }.to_json().as_bytes())?;
+    folder.file("generation_config.json", generation_config(config).as_bytes())?;
+    for (name, bytes) in &options.files {
+        folder.file(name, bytes)?;
+    }
+    if options.manifest {
+        let text = manifest::text(&folder.files);
+        folder.file(manifest::FILE, text.as_bytes())?;
+    }
+    sync(&staging.path)?;
+    staging.publish(dir)
+}
+
+/// The tokens that begin and end a text, where `transformers` looks for them.
+fn generation_config(config: &ZambaConfig) -> String {
+    let value = json!({
+        "_from_model_config": true,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_json(),
+        "pad_token_id": config.pad_token_id,
+    });
+    format!("{value:#}\n")
+}
+
+/// A temporary folder that is deleted unless it is published.
+struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    /// Makes a folder beside `dir`, on the same file system, so that it can be renamed.
+    fn create(dir: &Path) -> Result<Self, WriteError> {
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+            _ => PathBuf::from("."),
+        };
+        fs::create_dir_all(&parent).map_err(|source| failed(&parent.display().to_string(), source))?;
+        let name = dir.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        for attempt in 0.. {
+            let path = parent.join(format!(".{name}.{}-{attempt}.tmp", std::process::id()));
+            match fs::create_dir(&path) {
+                Ok(()) => return Ok(Staging { path }),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1000 => {}
+                Err(source) => return Err(failed(&path.display().to_string(), source)),
+            }
+        }
+        unreachable!("the loop over attempts returns")
+    }
+
+    /// Puts the folder in the place of `dir`. What was there is moved aside first and deleted last, so
+    /// that a complete folder exists at every moment.
+    fn publish(mut self, dir: &Path) -> Result<(), WriteError> {
+        let named = |path: &Path| path.display().to_string();
+        let mut aside = self.path.clone().into_os_string();
+        aside.push(".old");
+        let aside = PathBuf::from(aside);
+        let existed = dir.exists();
+        if existed {
+            fs::rename(dir, &aside).map_err(|source| failed(&named(dir), source))?;
+        }
+        if let Err(source) = fs::rename(&self.path, dir) {
+            if existed {
+                // Best effort: the error that matters is the first one.
+                let _ = fs::rename(&aside, dir);
+            }
+            return Err(failed(&named(dir), source));
+        }
+        self.path = PathBuf::new();
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync(parent)?;
+        }
+        if existed {
+            fs::remove_dir_all(&aside).map_err(|source| failed(&named(&aside), source))?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // The failure that leads here is already being reported.
+            let _ = fs::remove_dir_all(&self.path);
+        }
+    }
+}
+
+/// Flushes a folder's list of names to disk.
+fn sync(folder: &Path) -> Result<(), WriteError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(|source| failed(&folder.display().to_string(), source))
+}
+
+/// The folder while it is written, and name, size and hash of what is in it.
+struct NewFolder {
+    path: PathBuf,
+    files: Vec<(String, u64, String)>,
+}
+
+impl NewFolder {
+    fn create(&self, name: &str) -> Result<Hashing, WriteError> {
+        let plain = Path::new(name).file_name().is_some_and(|base| base == name);
+        if !plain || name.starts_with('.') {
+            let error = io::Error::new(io::ErrorKind::InvalidInput, "not a plain file name");
+            return Err(failed(name, error));
+        }
+        let file = File::create_new(self.path.join(name)).map_err(|source| failed(name, source))?;
+        Ok(Hashing { out: BufWriter::with_capacity(1 << 20, file), hasher: Sha256::new(), size: 0 })
+    }
+
+    fn close(&mut self, name: &str, file: Hashing) -> Result<(), WriteError> {
+        let (size, hash) = (file.size, hex(&file.hasher.finalize()));
+        let file = file.out.into_inner().map_err(|error| failed(name, error.into_error()))?;
+        file.sync_all().map_err(|source| failed(name, source))?;
+        self.files.push((name.to_owned(), size, hash));
+        Ok(())
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), WriteError> {
+        let mut file = self.create(name)?;
+        file.write_all(bytes).map_err(|source| failed(name, source))?;
+        self.close(name, file)
+    }
+
+    fn weights(
+        &mut self,
+        config: &ZambaConfig,
+        options: &SaveOptions,
+        source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
+        let specs = tensors(config);
+        let shards = shards(&specs, options);
+        let mut map = Map::new();
+        for (i, shard) in shards.iter().enumerate() {
+            let name = match shards.len() {
+                1 => SINGLE.to_owned(),
+                count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+            };
+            self.shard(&name, shard, options.dtype, source)?;
+            map.extend(shard.iter().map(|spec| (spec.name.clone(), json!(name))));
+        }
+        if shards.len() > 1 {
+            let bytes = config.bytes_of_weights(options.dtype);
+            let metadata = json!({ "total_parameters": config.parameters(), "total_size": bytes });
+            let index = json!({ "metadata": metadata, "weight_map": map });
+            self.file(INDEX, format!("{index:#}\n").as_bytes())?;
+        }
+        Ok(())
+    }
+
+    fn shard(
+        &mut self,
+        name: &str,
+        specs: &[TensorSpec],
+        dtype: FileDtype,
+        source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+    ) -> Result<(), WriteError> {
+        let entries: Vec<WriteEntry> = specs.iter().map(|spec| WriteEntry::of(spec, dtype)).collect();
+        let mut file = self.create(name)?;
+        let mut values = Vec::new();
+        write_safetensors(&mut file, &entries, &mut |i, sink| {
+            values.clear();
+            source(&specs[i], &mut values).map_err(|error| failed(&specs[i].name, error))?;
+            sink.push(&values)
+        })?;
+        self.close(name, file)
+    }
+}
+
+/// Cuts the list where the next tensor would not fit.
+fn shards(specs: &[TensorSpec], options: &SaveOptions) -> Vec<Vec<TensorSpec>> {
+    let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
+    let mut room = options.max_shard_bytes;
+    for spec in specs {
+        let bytes = spec.len() as u64 * options.dtype.size() as u64;
+        match shards.last_mut() {
+            Some(last) if bytes <= room || last.is_empty() => last.push(spec.clone()),
+            _ => {
+                room = options.max_shard_bytes;
+                shards.push(vec![spec.clone()]);
+            }
+        }
+        room = room.saturating_sub(bytes);
+    }
+    shards
+}
+
+/// Hashes what passes to the file, so that the manifest costs no second reading.
+struct Hashing {
+    out: BufWriter<File>,
+    hasher: Sha256,
+    size: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}

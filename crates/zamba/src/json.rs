@@ -1,0 +1,148 @@
+//! JSON that two readers cannot read differently: duplicate keys and deep nesting are refused.
+//!
+//! `serde_json` keeps the last of two equal keys without a word. A file whose meaning depends on
+//! which reader opens it must not describe a model, so every JSON file of a checkpoint comes through
+//! here.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Number, Value};
+
+/// Why a text was refused as JSON.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum JsonError {
+    /// Not JSON at all; the parser's own words with line and column.
+    Syntax(String),
+    /// An object names this key twice.
+    DuplicateKey(String),
+    /// Containers are nested deeper than this limit.
+    TooDeep(usize),
+}
+
+/// Parses `text`, refusing duplicate keys at every level and more than `max_depth` nested containers.
+pub(crate) fn parse(text: &str, max_depth: usize) -> Result<Value, JsonError> {
+    check_depth(text.as_bytes(), max_depth)?;
+    let duplicate = RefCell::new(None);
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let parsed = Strict { duplicate: &duplicate }
+        .deserialize(&mut reader)
+        .and_then(|value| reader.end().map(|()| value));
+    parsed.map_err(|error| match duplicate.take() {
+        Some(key) => JsonError::DuplicateKey(key),
+        None => JsonError::Syntax(error.to_string()),
+    })
+}
+
+/// Refuses text whose `{` and `[` outside strings nest deeper than `max_depth`.
+///
+/// One pass without recursion, so that a file of a million brackets costs a scan and no stack.
+pub(crate) fn check_depth(text: &[u8], max_depth: usize) -> Result<(), JsonError> {
+    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+    for &byte in text {
+        if in_string {
+            (in_string, escaped) = (escaped || byte != b'"', !escaped && byte == b'\\');
+            continue;
+        }
+        match byte {
+            b'"' => in_string = true,
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth > max_depth {
+            return Err(JsonError::TooDeep(max_depth));
+        }
+    }
+    Ok(())
+}
+
+/// Builds a [`Value`] and leaves the first duplicate key in `duplicate`.
+struct Strict<'a> {
+    duplicate: &'a RefCell<Option<String>>,
+}
+
+impl<'de> DeserializeSeed<'de> for Strict<'_> {
+    type Value = Value;
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<Value, D::Error> {
+        reader.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict<'_> {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        Number::from_f64(value).map(Value::Number).ok_or_else(|| E::custom("number is not finite"))
+    }
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element_seed(Strict { duplicate: self.duplicate })? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut map = Map::new();
+        while let Some(key) = entries.next_key::<String>()? {
+            if map.contains_key(&key) {
+                self.duplicate.replace(Some(key));
+                return Err(serde::de::Error::custom("duplicate key"));
+            }
+            let value = entries.next_value_seed(Strict { duplicate: self.duplicate })?;
+            map.insert(key, value);
+        }
+        Ok(Value::Object(map))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_readers_disagree_on() {
+        assert_eq!(parse(r#"{"a":1,"a":1}"#, 4), Err(JsonError::DuplicateKey("a".into())));
+        assert_eq!(parse(r#"{"a":1,"\u0061":1}"#, 4), Err(JsonError::DuplicateKey("a".into())));
+        assert_eq!(parse(r#"{"x":{"a":1,"a":2}}"#, 4), Err(JsonError::DuplicateKey("a".into())));
+        assert_eq!(parse("[[[1]]]", 2), Err(JsonError::TooDeep(2)));
+        assert!(matches!(parse("{} x", 4), Err(JsonError::Syntax(_))));
+        assert!(matches!(parse("1e999", 4), Err(JsonError::Syntax(_))));
+        assert!(matches!(parse("{\"a\":NaN}", 4), Err(JsonError::Syntax(_))));
+    }
+
+    #[test]
+    fn depth_counts_containers_and_not_text() {
+        assert_eq!(check_depth(br#"{"[[[[": "{{{{\"[[[["}"#, 1), Ok(()));
+        assert_eq!(check_depth(br#"["\\", [1]]"#, 1), Err(JsonError::TooDeep(1)));
+        assert_eq!(check_depth(&b"[".repeat(1_000_000), 4), Err(JsonError::TooDeep(4)));
+    }
+
+    #[test]
+    fn keeps_values_and_order() {
+        let text = r#"{"b":[1,-2,0.5,true,null,"s"],"a":{"n":18446744073709551615}}"#;
+        assert_eq!(serde_json::to_string(&parse(text, 4).unwrap()).unwrap(), text);
+    }
+}

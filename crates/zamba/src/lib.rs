@@ -1,0 +1,27 @@
+//! The model: config, weights, operations with their gradients, state, text.
+//!
+//! Start reading at [`model`]: one forward serves prefill, decode, scoring and training.
+
+pub mod checkpoint;
+pub mod config;
+pub mod ctx;
+pub mod hub;
+mod json;
+pub mod init;
+// mod load;
+pub mod model;
+pub mod ops;
+pub mod param;
+pub mod pool;
+pub mod sampler;
+pub mod session;
+pub mod spec;
+pub mod state;
+pub mod template;
+pub mod tokenizer;
+
+pub use config::ZambaConfig;
+pub use ctx::{Batch, Ctx, Workspace};
+pub use model::Zamba;
+pub use session::Session;
+pub use state::State;

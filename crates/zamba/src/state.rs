@@ -1,0 +1,114 @@
+//! What sequences carry from call to call.
+
+use std::sync::Arc;
+
+use zamba_kernels::{Buf, Device, Dtype, Span};
+
+use crate::config::ZambaConfig;
+
+/// Recurrent and attention state of `slots` sequences of at most `context` tokens.
+///
+/// Key and value rows are reserved for the whole context; pages that were never written cost no memory.
+pub struct State {
+    dev: Arc<dyn Device>,
+    pub(crate) mamba: Vec<MambaState>,
+    pub(crate) sites: Vec<KvState>,
+    /// Tokens that each slot has seen.
+    lens: Vec<usize>,
+    context: usize,
+    kv_width: usize,
+}
+
+/// State of one Mamba layer.
+pub(crate) struct MambaState {
+    /// Last inputs of the convolution, `[slots, k - 1, e]`.
+    pub(crate) window: Buf,
+    /// SSM state, `[slots, n, e]`.
+    pub(crate) ssm: Buf,
+}
+
+/// Keys and values of one use of the shared block, each `[slots * context, kv * p]`.
+pub(crate) struct KvState {
+    pub(crate) k: Buf,
+    pub(crate) v: Buf,
+}
+
+impl State {
+    /// Empty state for `slots` sequences of at most `context` tokens.
+    pub fn new(config: &ZambaConfig, dev: Arc<dyn Device>, slots: usize, context: usize) -> Self {
+        let e = config.d_inner();
+        let f32s = |len| dev.alloc(Dtype::F32, len);
+        let mamba = (0..config.num_hidden_layers)
+            .map(|_| MambaState {
+                window: f32s(slots * (config.mamba_d_conv - 1) * e),
+                ssm: f32s(slots * config.mamba_d_state * e),
+            })
+            .collect();
+        let kv_len = slots * context * config.kv_width();
+        let sites =
+            config.hybrid_layers().iter().map(|_| KvState { k: f32s(kv_len), v: f32s(kv_len) }).collect();
+        let kv_width = config.kv_width();
+        State { dev, mamba, sites, lens: vec![0; slots], context, kv_width }
+    }
+
+    /// Tokens that the sequence in `slot` has seen.
+    pub fn len(&self, slot: usize) -> usize {
+        self.lens[slot]
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> usize {
+        self.lens.len()
+    }
+
+    /// Longest sequence that a slot can hold, in tokens.
+    pub fn context(&self) -> usize {
+        self.context
+    }
+
+    /// Forgets the sequence in `slot`. The next span there must begin at position 0, which ignores
+    /// whatever the buffers hold.
+    pub fn reset(&mut self, slot: usize) {
+        self.lens[slot] = 0;
+    }
+
+    /// Makes slot `to` an independent copy of slot `from`.
+    pub fn copy_slot(&mut self, to: usize, from: usize) {
+        if to == from {
+            return;
+        }
+        let slots = self.slots();
+        for m in &mut self.mamba {
+            copy_part(&*self.dev, &mut m.window, slots, to, from, None);
+            copy_part(&*self.dev, &mut m.ssm, slots, to, from, None);
+        }
+        let used = self.lens[from] * self.kv_width;
+        for s in &mut self.sites {
+            copy_part(&*self.dev, &mut s.k, slots, to, from, Some(used));
+            copy_part(&*self.dev, &mut s.v, slots, to, from, Some(used));
+        }
+        self.lens[to] = self.lens[from];
+    }
+
+    /// Checks that `spans` continue their slots and moves the slots on.
+    pub(crate) fn advance(&mut self, spans: &[Span]) {
+        for (j, s) in spans.iter().enumerate() {
+            assert!(s.slot < self.slots(), "slot {} of {}", s.slot, self.slots());
+            assert!(spans[..j].iter().all(|o| o.slot != s.slot), "slot {} occurs twice in a batch", s.slot);
+            assert!(s.pos == 0 || s.pos == self.lens[s.slot], "slot {} is at {}", s.slot, self.lens[s.slot]);
+            assert!(s.pos + s.len <= self.context, "{} tokens in a context of {}", s.pos + s.len, self.context);
+        }
+        for s in spans {
+            self.lens[s.slot] = s.pos + s.len;
+        }
+    }
+}
+
+/// Copies one slot's part of `buf` (or its first `used` elements) over another's, by way of the host so
+/// that source and target may share an allocation.
+fn copy_part(dev: &dyn Device, buf: &mut Buf, slots: usize, to: usize, from: usize, used: Option<usize>) {
+    let part = buf.len() / slots;
+    let mut host = vec![0.0; used.unwrap_or(part)];
+    dev.download(&mut host, buf, from * part);
+    dev.upload(buf, to * part, &host);
+}

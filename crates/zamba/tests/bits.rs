@@ -1,0 +1,139 @@
+//! Equal bits however a sequence is cut up, batched or spread over threads.
+
+mod common;
+
+use common::{cpus, devices, lively, logits, small_config, tokens};
+use zamba::{Batch, State, Workspace, Zamba};
+use zamba_kernels::Dtype;
+
+const PROMPT: usize = 64;
+
+fn chunked(model: &Zamba, ws: &Workspace, toks: &[u32], cuts: &[usize]) -> Vec<u32> {
+    let mut state = State::new(&model.config, model.device().clone(), 1, toks.len());
+    let mut out = vec![];
+    let mut at = 0;
+    for &len in cuts {
+        let mut batch = Batch::default();
+        batch.push(0, at, &toks[at..at + len]);
+        out.extend(logits(model, ws, batch, Some(&mut state)));
+        at += len;
+    }
+    assert_eq!(at, toks.len());
+    out
+}
+
+/// Every uniform chunk size, every single cut, and 60 random compositions of the prompt.
+fn chunkings() -> Vec<Vec<usize>> {
+    let uniform = (1..PROMPT).map(|c| {
+        let mut v = vec![c; PROMPT / c];
+        v.extend((PROMPT % c > 0).then_some(PROMPT % c));
+        v
+    });
+    let single = (1..PROMPT).map(|c| vec![c, PROMPT - c]);
+    let random = (0..60u64).map(|seed| {
+        let (mut v, mut left) = (vec![], PROMPT);
+        for t in tokens(PROMPT, 12, seed + 5) {
+            let len = (t as usize).min(left);
+            left -= len;
+            v.extend((len > 0).then_some(len));
+        }
+        v
+    });
+    uniform.chain(single).chain(random).collect()
+}
+
+#[test]
+fn whole_prefill_equals_every_chunking_and_one_by_one() {
+    for format in [Dtype::F32, Dtype::Bf16] {
+        for dev in cpus(2) {
+            let model = lively(&small_config(), dev.clone(), format, 1);
+            let ws = Workspace::new(dev.clone());
+            let toks = tokens(PROMPT, 61, 9);
+            let whole = logits(&model, &ws, Batch::of(&toks), None);
+            for cuts in chunkings() {
+                assert!(chunked(&model, &ws, &toks, &cuts) == whole, "{} {format:?} {cuts:?}", dev.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_among_others_equals_alone() {
+    for dev in devices() {
+        let model = lively(&small_config(), dev.clone(), Dtype::F32, 2);
+        let ws = Workspace::new(dev.clone());
+        let seqs: Vec<_> = [17, 1, 40, 3].iter().map(|&n| tokens(n, 61, n as u64)).collect();
+        let alone: Vec<_> = seqs.iter().map(|s| logits(&model, &ws, Batch::of(s), None)).collect();
+        let mut together = Batch::default();
+        for (j, s) in seqs.iter().enumerate() {
+            together.push(3 - j, 0, s);
+        }
+        let mut state = State::new(&model.config, dev.clone(), 4, 64);
+        assert!(logits(&model, &ws, together.clone(), Some(&mut state)) == alone.concat(), "{}", dev.name());
+        assert!(logits(&model, &ws, together, None) == alone.concat(), "{} without state", dev.name());
+    }
+}
+
+#[test]
+fn decode_rows_beside_a_prompt_chunk_equal_alone() {
+    for dev in cpus(2) {
+        let model = lively(&small_config(), dev.clone(), Dtype::F32, 3);
+        let ws = Workspace::new(dev.clone());
+        let (a, b) = (tokens(20, 61, 1), tokens(30, 61, 2));
+        let row = |bits: &[u32], j: usize| bits[j * 61..(j + 1) * 61].to_vec();
+        let (whole_a, whole_b) =
+            (logits(&model, &ws, Batch::of(&a), None), logits(&model, &ws, Batch::of(&b), None));
+        let mut state = State::new(&model.config, dev.clone(), 2, 64);
+        let mut first = Batch::default();
+        first.push(1, 0, &a[..19]);
+        logits(&model, &ws, first, Some(&mut state));
+        let mut mixed = Batch::default();
+        mixed.push(1, 19, &a[19..]);
+        mixed.push(0, 0, &b);
+        let got = logits(&model, &ws, mixed, Some(&mut state));
+        assert_eq!(row(&got, 0), row(&whole_a, 19), "{}", dev.name());
+        assert!(got[61..] == whole_b, "{}", dev.name());
+    }
+}
+
+#[test]
+fn thread_counts_agree() {
+    let toks = tokens(PROMPT, 61, 4);
+    let runs: Vec<Vec<Vec<u32>>> = [1, 2, 3]
+        .map(|threads| {
+            cpus(threads)
+                .into_iter()
+                .map(|dev| {
+                    let model = lively(&small_config(), dev.clone(), Dtype::F32, 4);
+                    logits(&model, &Workspace::new(dev), Batch::of(&toks), None)
+                })
+                .collect()
+        })
+        .into();
+    assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+}
+
+#[test]
+fn a_used_slot_starts_clean_and_a_copied_slot_goes_its_own_way() {
+    for dev in devices() {
+        let model = lively(&small_config(), dev.clone(), Dtype::F32, 5);
+        let ws = Workspace::new(dev.clone());
+        let (a, b) = (tokens(12, 61, 6), tokens(9, 61, 7));
+        let mut state = State::new(&model.config, dev.clone(), 2, 64);
+        logits(&model, &ws, Batch::of(&tokens(33, 61, 8)), Some(&mut state));
+        state.reset(0);
+        let fresh = logits(&model, &ws, Batch::of(&a), Some(&mut state));
+        assert!(fresh == logits(&model, &ws, Batch::of(&a), None), "{}: slot inherits state", dev.name());
+
+        state.copy_slot(1, 0);
+        let mut on_copy = Batch::default();
+        on_copy.push(1, 12, &b);
+        let mut on_original = Batch::default();
+        on_original.push(0, 12, &b);
+        let copy = logits(&model, &ws, on_copy, Some(&mut state));
+        let original = logits(&model, &ws, on_original, Some(&mut state));
+        assert!(copy == original, "{}: copy differs", dev.name());
+        let whole = logits(&model, &ws, Batch::of(&[a.clone(), b.clone()].concat()), None);
+        assert!(copy == whole[12 * 61..], "{}", dev.name());
+    }
+}

@@ -1,0 +1,113 @@
+//! The tape as a whole: finite differences, recomputation, documents in one row.
+
+mod common;
+
+use std::sync::Arc;
+
+use common::{cpus, devices, lively, small_config, tokens};
+use zamba::{Batch, Workspace, Zamba};
+use zamba_kernels::reference::Reference;
+use zamba_kernels::{Device, Dtype, IGNORE};
+
+fn loss_and_gradient(model: &Zamba, batch: Batch, targets: &[u32], recompute: bool) -> (f64, Vec<f32>) {
+    let dev = model.device().clone();
+    let ws = Workspace::new(dev.clone());
+    let mut ctx = ws.train(batch, recompute);
+    let hidden = model.forward(&mut ctx);
+    let logits = model.logits(&mut ctx, &hidden);
+    let counted = targets.iter().filter(|&&t| t != IGNORE).count() as f32;
+    let nll = ctx.cross_entropy(&logits, targets, 1.0 / counted);
+    let mut host = vec![0.0; targets.len()];
+    ctx.read(&nll, 0, &mut host);
+    let mut flat = dev.alloc(Dtype::F32, model.num_parameters());
+    ctx.backward(&mut flat);
+    let mut grad = vec![0.0; flat.len()];
+    dev.download(&mut grad, &flat, 0);
+    (host.iter().map(|&x| f64::from(x)).sum::<f64>() / f64::from(counted), grad)
+}
+
+fn two_documents() -> (Batch, Vec<u32>) {
+    let mut batch = Batch::default();
+    let (a, b) = (tokens(11, 61, 3), tokens(7, 61, 4));
+    batch.push(0, 0, &a);
+    batch.push(1, 0, &b);
+    let mut targets = [&a[1..], &[IGNORE], &b[1..], &[IGNORE]].concat();
+    targets[4] = IGNORE;
+    (batch, targets)
+}
+
+/// Along random directions in each tensor, the loss moves as the gradient says.
+#[test]
+fn gradients_agree_with_finite_differences_of_the_loss() {
+    let dev: Arc<dyn Device> = Arc::new(Reference::new());
+    let mut model = lively(&small_config(), dev.clone(), Dtype::F32, 11);
+    let (batch, targets) = two_documents();
+    let (_, grad) = loss_and_gradient(&model, batch.clone(), &targets, false);
+    let specs = model.specs().to_vec();
+    for (id, spec) in specs.iter().enumerate() {
+        let (at, mut w) = (model.params()[id].at(), vec![]);
+        model.read_param(id, &mut w);
+        let g = &grad[at..at + spec.len()];
+        let norm = g.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        assert!(norm > 0.0, "{} has no gradient", spec.name);
+        // The direction of the gradient itself: its derivative is the norm, the largest there is.
+        let scale = w.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt().max(1.0);
+        let h = (1e-3 / norm).clamp(2e-3, 2e-2) * scale;
+        let mut at_offset = |sign: f64| {
+            let moved: Vec<f32> =
+                w.iter().zip(g).map(|(&x, &d)| (f64::from(x) + sign * h * f64::from(d) / norm) as f32).collect();
+            dev.upload(&mut model.params_mut()[id].mat_mut().buf, 0, &moved);
+            loss_and_gradient(&model, batch.clone(), &targets, false).0
+        };
+        let slope = (at_offset(1.0) - at_offset(-1.0)) / (2.0 * h);
+        dev.upload(&mut model.params_mut()[id].mat_mut().buf, 0, &w);
+        // Activations pass through f32, so a loss near 5 carries a few 1e-7, which the quotient divides by
+        // 2h; curvature adds terms of h^2. A missing factor or term would be off by far more than 3 %.
+        let noise = 5e-7 / h;
+        assert!(noise < 0.2 * norm, "{}: gradient {norm} drowns in {noise}", spec.name);
+        assert!((slope - norm).abs() < 0.03 * norm + noise, "{}: slope {slope}, norm {norm}", spec.name);
+    }
+}
+
+#[test]
+fn recomputing_layers_gives_the_same_bits() {
+    for dev in devices() {
+        let model = lively(&small_config(), dev.clone(), Dtype::F32, 12);
+        let (batch, targets) = two_documents();
+        let kept = loss_and_gradient(&model, batch.clone(), &targets, false);
+        let again = loss_and_gradient(&model, batch, &targets, true);
+        assert_eq!(kept.0.to_bits(), again.0.to_bits(), "{}", dev.name());
+        assert!(kept.1 == again.1, "{}", dev.name());
+    }
+}
+
+#[test]
+fn documents_in_one_row_do_not_see_each_other() {
+    for dev in devices() {
+        let model = lively(&small_config(), dev.clone(), Dtype::F32, 13);
+        let (a, b) = (tokens(11, 61, 3), tokens(7, 61, 4));
+        let mut packed = Batch::default();
+        packed.push(0, 0, &a);
+        packed.push(1, 0, &b);
+        let only_b = [vec![IGNORE; 11], b[1..].to_vec(), vec![IGNORE]].concat();
+        let alone = loss_and_gradient(&model, Batch::of(&b), &[&b[1..], &[IGNORE]].concat(), false);
+        let beside = loss_and_gradient(&model, packed, &only_b, false);
+        assert_eq!(alone.0.to_bits(), beside.0.to_bits(), "{}", dev.name());
+        // The sums over tokens are the same but for zeros and their grouping: a few roundings each.
+        let diff = alone.1.iter().zip(&beside.1).map(|(x, y)| f64::from(x - y).powi(2)).sum::<f64>().sqrt();
+        let norm = alone.1.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+        assert!(diff < 1e-6 * norm, "{}: the first document leaks into the second's gradient", dev.name());
+    }
+}
+
+#[test]
+fn gradients_do_not_depend_on_threads() {
+    let (batch, targets) = two_documents();
+    let runs = [1, 2, 3].map(|threads| {
+        cpus(threads)
+            .into_iter()
+            .map(|dev| loss_and_gradient(&lively(&small_config(), dev, Dtype::Bf16, 14), batch.clone(), &targets, false))
+            .collect::<Vec<_>>()
+    });
+    assert!(runs[0] == runs[1] && runs[1] == runs[2]);
+}

@@ -1,0 +1,77 @@
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `tidy`.
+//!
+//! A step prints its name when it starts and its time when it ends; the first one that fails ends the
+//! command with a line that says which, and with exit status 1.
+
+mod peers;
+mod steps;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use steps::{Steps, cargo};
+
+/// Checks of the repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything that needs only Rust: format, lints, docs, rules of the house, optimised tests, licences
+    Ci,
+    /// Parity with other people's programs; needs Python, installs the pinned packages under `target`
+    Peers {
+        /// A Python that has the packages of tests/peers/requirements.txt; by default one is set up
+        #[arg(long)]
+        python: Option<PathBuf>,
+        /// Factor on the sizes of the models that are computed afresh
+        #[arg(long, default_value_t = 3)]
+        scale: u32,
+    },
+    /// Compute the golden files again and compare them with the committed ones
+    Goldens {
+        /// Replace the committed ones
+        #[arg(long)]
+        replace: bool,
+        /// A Python that has the packages of tests/peers/requirements.txt; by default one is set up
+        #[arg(long)]
+        python: Option<PathBuf>,
+    },
+    /// The rules of the house that a program can hold: who depends on whom, where unsafe code stands
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let mut steps = Steps::default();
+    let result = match Args::parse().command {
+        Command::Ci => ci(&mut steps),
+        Command::Peers { python, scale } => peers::parity(&mut steps, python, scale),
+        Command::Goldens { replace, python } => peers::goldens(&mut steps, python, replace),
+        Command::Tidy => steps.step("tidy", tidy::check),
+    };
+    steps.finish(result)
+}
+
+/// Tests that depend on the instruction set loop over every tier of the machine themselves. They run here
+/// in the release profile, because that is what users run and what reorders sums if anything does.
+fn ci(steps: &mut Steps) -> steps::Result {
+    let tiers: Vec<_> = zamba_kernels::cpu::Isa::available().into_iter().map(|isa| isa.to_string()).collect();
+    println!("tiers of this machine: {}", tiers.join(", "));
+    steps.step("fmt", || cargo(&["fmt", "--all", "--check"], &[]))?;
+    steps.step("tidy", tidy::check)?;
+    steps.step("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]))?;
+    let strict = [("RUSTDOCFLAGS", "-D warnings")];
+    steps.step("docs", || cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"], &strict))?;
+    let optimised = ["test", "--release", "-p", "zamba-kernels", "-p", "zamba", "-p", "zamba-train"];
+    steps.step("tests and golden files, optimised, every tier", || cargo(&optimised, &[]))?;
+    // The advisory database is a download of its own that a closed network may not offer.
+    steps.step("licences, duplicate versions, sources", || {
+        cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"], &[])
+    })
+}
