@@ -24,6 +24,7 @@ Traps of the peer, and how they are avoided:
 * The scan with a cache starts from zero state when more than one token follows a non-empty cache, so there is
   no chunked prefill, and greedy text is computed by running the whole sequence again for each token.
 * A stack without a shared block makes `DynamicCache` fail, hence `use_cache=False` everywhere.
+* Without tied embeddings it does not share the shared block either (see `models.share`).
 * Right padding corrupts the recurrent state; all rows are full.
 """
 
@@ -157,7 +158,7 @@ def write_model(name, out, scale):
 def old_layout(tensors, config):
     """The tensor names of checkpoints made before Zamba was merged into transformers: the shared block stands
     alone, linears are numbered by use, and `gate_proj` and `up_proj` have each other's meaning."""
-    hybrids = [i for i, t in enumerate(config.layers_block_type) if t == "hybrid"]
+    hybrids = models.hybrids(config)
     swap = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
     out = {}
     for key, value in tensors.items():

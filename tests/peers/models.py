@@ -12,6 +12,7 @@ import zlib
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ZambaConfig, ZambaForCausalLM
 
 # Fields that all models start from; period 2 and offset 1 put shared blocks at layers 2 and 4 of 5, so that
@@ -76,8 +77,25 @@ def build(name, scale=1):
     config = ZambaConfig(**fields, use_associative_scan=False)
     config._attn_implementation = "eager"
     model = ZambaForCausalLM(config).float().eval()
+    share(model)
     randomise(model, name)
     return model
+
+
+def hybrids(config):
+    """Indices of the hybrid layers."""
+    return [i for i, t in enumerate(config.layers_block_type) if t == "hybrid"]
+
+
+def share(model):
+    """Makes all hybrid layers use one shared block.
+
+    transformers 5.23 ties nothing at all when `tie_word_embeddings` is false: it then builds, trains and saves a
+    block of its own for each hybrid layer. In Zamba the block is shared whatever the embeddings are.
+    """
+    layers = [model.model.layers[i] for i in hybrids(model.config)]
+    for layer in layers[1:]:
+        layer.shared_transf = layers[0].shared_transf
 
 
 def rng_of(*words):
@@ -126,6 +144,8 @@ def draw_weights(draw, key, shape):
 def save(model, name, folder, **how):
     """`save_pretrained`, then the spelling of the layer list that the model asks for in config.json."""
     model.save_pretrained(folder, **how)
+    if not model.config.tie_word_embeddings:
+        repeat_shared_block(model.config, os.path.join(folder, "model.safetensors"))
     path = os.path.join(folder, "config.json")
     with open(path) as f:
         config = json.load(f)
@@ -142,13 +162,29 @@ def save(model, name, folder, **how):
         f.write("\n")
 
 
+def repeat_shared_block(config, path):
+    """Stores the shared block under every hybrid layer; without tied embeddings transformers reads no other form."""
+    tensors = load_file(path)
+    first, *others = (f"model.layers.{i}.shared_transf." for i in hybrids(config))
+    for key in [key for key in tensors if key.startswith(first)]:
+        for other in others:
+            tensors[key.replace(first, other)] = tensors[key].clone()
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
 def load(folder):
-    """Reads a folder as a user would, in f32, and fails on any missing or unexpected tensor."""
+    """Reads a folder as a user would, in f32, and fails on any missing or unexpected tensor or unequal copies of
+    the shared block."""
     model, info = ZambaForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
     bad = {k: v for k, v in info.items() if v}
     if bad:
         raise SystemExit(f"{folder}: transformers reports {bad}")
-    model.config.use_associative_scan = False
+    layers = [model.model.layers[i].shared_transf.state_dict() for i in hybrids(model.config)]
+    for copy in layers[1:]:
+        for key, value in copy.items():
+            if not torch.equal(value, layers[0][key]):
+                raise SystemExit(f"{folder}: hybrid layers have different {key}")
+    share(model)
     return model.eval()

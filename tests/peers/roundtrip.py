@@ -83,7 +83,7 @@ def score(binary, folder, rows, scratch):
 def compare_scores(binary, folder, tolerance, scratch):
     """Fails unless zamba and transformers agree on random rows."""
     model = quiet_load(folder)
-    draw = models.rng_of("round trip", folder)
+    draw = models.rng_of("round trip")
     rows = golden.draw_tokens(draw, model.config.vocab_size, (2, 32))
     said, logits = score(binary, folder, rows, scratch)
     for row, line, got in zip(rows, said, logits):

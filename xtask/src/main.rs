@@ -65,9 +65,11 @@ fn ci(steps: &mut Steps) -> steps::Result {
     println!("tiers of this machine: {}", tiers.join(", "));
     steps.step("fmt", || cargo(&["fmt", "--all", "--check"], &[]))?;
     steps.step("tidy", tidy::check)?;
-    steps.step("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]))?;
+    steps
+        .step("clippy", || cargo(&["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]))?;
     let strict = [("RUSTDOCFLAGS", "-D warnings")];
-    steps.step("docs", || cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"], &strict))?;
+    steps
+        .step("docs", || cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"], &strict))?;
     let optimised = ["test", "--release", "-p", "zamba-kernels", "-p", "zamba", "-p", "zamba-train"];
     steps.step("tests and golden files, optimised, every tier", || cargo(&optimised, &[]))?;
     // The advisory database is a download of its own that a closed network may not offer.

@@ -25,7 +25,11 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
     let fresh = root().join("target/peers/golden");
     let scale = scale.to_string();
     steps.step("golden files of larger models", || {
-        run_python(&python, "golden.py", &["--out".as_ref(), fresh.as_ref(), "--scale".as_ref(), scale.as_ref()])
+        run_python(
+            &python,
+            "golden.py",
+            &["--out".as_ref(), fresh.as_ref(), "--scale".as_ref(), scale.as_ref()],
+        )
     })?;
     let env = [("ZAMBA_GOLDENS", fresh.to_str().ok_or("the path of this repository is not UTF-8")?)];
     steps.step("model against larger models", || {
@@ -37,7 +41,11 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
     steps.step("zamba, release build", || cargo(&["build", "--release", "-p", "zamba-cli"], &[]))?;
     let binary = root().join("target/release/zamba");
     steps.step("round trips", || {
-        run_python(&python, "roundtrip.py", &["--zamba".as_ref(), binary.as_ref(), "--golden".as_ref(), GOLDEN.as_ref()])
+        run_python(
+            &python,
+            "roundtrip.py",
+            &["--zamba".as_ref(), binary.as_ref(), "--golden".as_ref(), GOLDEN.as_ref()],
+        )
     })
 }
 
@@ -52,7 +60,9 @@ pub(crate) fn goldens(steps: &mut Steps, python: Option<PathBuf>, replace: bool)
 }
 
 fn compare(steps: &mut Steps, python: &Path) -> Result {
-    steps.step("committed golden files", || run_python(python, "golden.py", &["--check".as_ref(), GOLDEN.as_ref()]))
+    steps.step("committed golden files", || {
+        run_python(python, "golden.py", &["--check".as_ref(), GOLDEN.as_ref()])
+    })
 }
 
 /// The given Python, or one in a virtual environment under `target` with the pinned packages.
@@ -70,7 +80,16 @@ fn python_with_packages(steps: &mut Steps, given: Option<PathBuf>) -> Result<Pat
     }
     steps.step("python packages", || {
         run("python3", &["-m".as_ref(), "venv".as_ref(), "--clear".as_ref(), venv.as_ref()], &[])?;
-        let install = ["-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "-r", REQUIREMENTS];
+        let install = [
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-input",
+            "--disable-pip-version-check",
+            "-r",
+            REQUIREMENTS,
+        ];
         run(&python, &install.map(OsStr::new), &[])?;
         fs::write(&mark, &wanted).map_err(|e| format!("{}: {e}", mark.display()))
     })?;

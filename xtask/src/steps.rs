@@ -59,7 +59,8 @@ pub(crate) fn run(program: impl AsRef<OsStr>, args: &[&OsStr], env: &[(&str, &st
     let mut command = Command::new(program.as_ref());
     command.args(args).envs(env.iter().copied()).current_dir(root()).stdin(Stdio::null());
     let shown = format!("{command:?}");
-    let status = command.status().map_err(|e| format!("{} does not start: {e}", program.as_ref().display()))?;
+    let status =
+        command.status().map_err(|e| format!("{} does not start: {e}", program.as_ref().display()))?;
     if status.success() { Ok(()) } else { Err(format!("{status} from {shown}")) }
 }
 

@@ -56,7 +56,9 @@ pub(crate) fn check() -> Result {
             wrong.extend(wrong_in(&path, &text));
         }
     }
-    wrong.extend(UNSAFE.iter().filter(|p| !root.join(p).exists()).map(|p| format!("{p}: listed here, not found")));
+    wrong.extend(
+        UNSAFE.iter().filter(|p| !root.join(p).exists()).map(|p| format!("{p}: listed here, not found")),
+    );
     for line in &wrong {
         println!("    {line}");
     }
@@ -179,7 +181,9 @@ mod tests {
         assert!(wrong_in("crates/zamba/src/a.rs", "//! Sums.\nfn f() {}\n").is_empty());
         assert!(wrong_in("crates/kernels/src/cpu/pool.rs", "#![allow(unsafe_code)]\n").is_empty());
         assert!(wrong_in("crates/cli/src/main.rs", "fn f() { println!(\"x\") }").is_empty());
-        assert!(wrong_in("crates/zamba/src/a.rs", "#[cfg(test)]\nmod tests { fn f() { println!() } }").is_empty());
+        assert!(
+            wrong_in("crates/zamba/src/a.rs", "#[cfg(test)]\nmod tests { fn f() { println!() } }").is_empty()
+        );
         let train = format!("[dependencies]\nzamba-data = {{ workspace = true }}\n{LINTS}");
         assert!(wrong_in("crates/train/Cargo.toml", &train).is_empty());
     }

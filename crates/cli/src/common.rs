@@ -1,21 +1,20 @@
 //! What several commands share: which model, which device, and inputs from files.
 
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use zamba::checkpoint::{Checkpoint, LoadOptions};
-use zamba::config::FileDtype;
+use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, save_folder};
+use zamba::spec::TensorSpec;
 use zamba::{Zamba, ZambaConfig};
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::reference::Reference;
-use zamba_kernels::{Device, Dtype};
+use zamba_kernels::Device;
 
 use crate::cost::Cost;
-use crate::error::Stop;
-use crate::out;
 use crate::progress::{Progress, Unit};
+use crate::{file, interrupt, out};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -48,4 +47,171 @@ pub(crate) struct DeviceArgs {
 enum DeviceName {
     Cpu,
     Reference,
+}
+
+impl ModelArgs {
+    /// The folder of the model; one that is named by its hub id is downloaded first.
+    pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
+        if self.model.exists() {
+            return Ok(self.model.clone());
+        }
+        hub(&self.model, self.offline)
+    }
+}
+
+impl DeviceArgs {
+    /// The device, ready to compute.
+    pub(crate) fn open(&self) -> anyhow::Result<Arc<dyn Device>> {
+        Ok(match self.device {
+            DeviceName::Reference => Arc::new(Reference::new()),
+            DeviceName::Cpu => Arc::new(Cpu::with(self.isa()?, self.threads()?)),
+        })
+    }
+
+    /// The name of the instructions that the device will use.
+    pub(crate) fn isa_name(&self) -> anyhow::Result<String> {
+        Ok(match self.device {
+            DeviceName::Reference => Isa::NAMES[0].to_owned(),
+            DeviceName::Cpu => self.isa()?.to_string(),
+        })
+    }
+
+    fn isa(&self) -> anyhow::Result<Isa> {
+        self.isa.as_deref().map_or_else(|| Ok(Isa::detect()), Isa::named).context("--isa")
+    }
+
+    fn threads(&self) -> anyhow::Result<usize> {
+        match self.threads {
+            Some(threads) => Ok(threads.into()),
+            None => Ok(std::thread::available_parallelism().map_or(1, |n| n.get())),
+        }
+    }
+}
+
+/// Opens a model folder; its weights are not read yet.
+pub(crate) fn open(folder: &Path) -> anyhow::Result<Checkpoint> {
+    open_with(folder, &LoadOptions::default())
+}
+
+/// As [`open`], with a choice of what is checked.
+pub(crate) fn open_with(folder: &Path, options: &LoadOptions) -> anyhow::Result<Checkpoint> {
+    Checkpoint::open(folder, options).with_context(|| format!("cannot load {}", folder.display()))
+}
+
+/// Reads the weights onto a device, with a progress bar.
+pub(crate) fn load(checkpoint: &Checkpoint, device: &DeviceArgs) -> anyhow::Result<Zamba> {
+    let device = device.open()?;
+    let cost = Cost::of(&checkpoint.config, checkpoint.config.dtype);
+    fits(cost.weights).with_context(|| format!("cannot load {}", checkpoint.path().display()))?;
+    let mut progress = Progress::new("loading", checkpoint.total_bytes(), Unit::Bytes);
+    Zamba::load(checkpoint, device, None, &mut |bytes| progress.set(bytes))
+        .with_context(|| format!("cannot load {}", checkpoint.path().display()))
+}
+
+/// How to store weights, as typed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum DtypeName {
+    F32,
+    Bf16,
+    F16,
+}
+
+impl From<DtypeName> for FileDtype {
+    fn from(name: DtypeName) -> Self {
+        match name {
+            DtypeName::F32 => FileDtype::F32,
+            DtypeName::Bf16 => FileDtype::Bf16,
+            DtypeName::F16 => FileDtype::F16,
+        }
+    }
+}
+
+/// Writes a model folder with a progress bar, tensor by tensor as `fill` gives them. Ctrl-C and errors leave nothing.
+pub(crate) fn save(
+    out: &Path,
+    config: &ZambaConfig,
+    options: &SaveOptions,
+    fill: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let total = config.bytes_of_weights(options.dtype);
+    file::check_folder(out, options.replace, total)?;
+    let mut progress = Progress::new("writing", total, Unit::Bytes);
+    let mut failed = None;
+    let saved = save_folder(out, config, options, &mut |spec, values| {
+        let filled = interrupt::check("nothing was written").map_err(anyhow::Error::from).and_then(|()| fill(spec, values));
+        if let Err(error) = filled {
+            failed = Some(error);
+            return Err(io::Error::other("stopped"));
+        }
+        progress.add(spec.len() as u64 * options.dtype.size() as u64);
+        Ok(())
+    });
+    match failed {
+        Some(error) => Err(error),
+        None => saved.with_context(|| format!("cannot write {}", out.display())),
+    }
+}
+
+/// The context as a count, if the machine has the memory that its state and token cache may come to need.
+pub(crate) fn check_context(config: &ZambaConfig, tokens: u64) -> anyhow::Result<usize> {
+    let bytes = Cost::of(config, config.dtype).sequence(tokens);
+    bytes
+        .context("more than can be counted")
+        .and_then(fits)
+        .with_context(|| format!("a context of {tokens} tokens does not fit; choose a smaller --ctx"))?;
+    Ok(usize::try_from(tokens)?)
+}
+
+/// Whether the system would give that much memory. It is asked, and given back at once: an allocation that fails later
+/// ends the process without a word.
+fn fits(bytes: u64) -> anyhow::Result<()> {
+    let mut trial: Vec<u8> = vec![];
+    let reserved = usize::try_from(bytes).is_ok_and(|bytes| trial.try_reserve_exact(bytes).is_ok());
+    if !reserved {
+        bail!("{} of memory are needed, more than the system gives", out::bytes(bytes));
+    }
+    Ok(())
+}
+
+/// Refuses ids that the model has no embedding for.
+pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> anyhow::Result<()> {
+    match tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(token) => bail!("token {token} is outside the vocabulary, which has {vocab} tokens; use ids below that"),
+        None => Ok(()),
+    }
+}
+
+/// The text of a file, or of standard input for `-`.
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    let mut bytes = vec![];
+    let name = if path.as_os_str() == "-" { "standard input".to_owned() } else { path.display().to_string() };
+    let read = match path.as_os_str().to_str() {
+        Some("-") => io::stdin().lock().read_to_end(&mut bytes).map(drop),
+        _ => std::fs::read(path).map(|contents| bytes = contents),
+    };
+    read.with_context(|| format!("cannot read {name}"))?;
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{name} is not UTF-8 text from byte {at} on; convert it first")
+    })
+}
+
+/// A model that is no folder here: perhaps one on the hub.
+fn hub(name: &Path, _offline: bool) -> anyhow::Result<PathBuf> {
+    bail!("there is no folder {}; give a model folder, or owner/name of a model on the hub", name.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contexts_beyond_all_memory_are_refused() {
+        let config = ZambaConfig::preset("tiny").unwrap();
+        assert_eq!(check_context(&config, 100).unwrap(), 100);
+        for tokens in [1 << 50, u64::MAX] {
+            let error = format!("{:#}", check_context(&config, tokens).unwrap_err());
+            assert!(error.contains("--ctx") && error.contains(&tokens.to_string()), "{error}");
+        }
+    }
 }

@@ -9,13 +9,15 @@ use crate::error::Stop;
 use crate::out;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
+static IDLE: AtomicBool = AtomicBool::new(false);
 
 /// Listens for both signals from now on.
 pub(crate) fn install() -> anyhow::Result<()> {
     ctrlc::set_handler(|| {
-        if REQUESTED.swap(true, Ordering::SeqCst) {
+        let idle = IDLE.load(Ordering::SeqCst);
+        if REQUESTED.swap(true, Ordering::SeqCst) || idle {
             out::note("");
-            std::process::exit(1);
+            std::process::exit(if idle { 0 } else { 1 });
         }
     })
     .context("cannot listen for Ctrl-C")
@@ -34,6 +36,11 @@ pub(crate) fn flag() -> &'static AtomicBool {
 /// As [`requested`], and forgets it: the request was for what has just been stopped, not for the whole program.
 pub(crate) fn take() -> bool {
     REQUESTED.swap(false, Ordering::SeqCst)
+}
+
+/// Says whether the program waits for the user. A signal then ends it at once, and nothing has failed.
+pub(crate) fn idle(idle: bool) {
+    IDLE.store(idle, Ordering::SeqCst);
 }
 
 /// Fails if the user asked to stop; `left` says what that leaves behind.

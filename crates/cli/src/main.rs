@@ -9,7 +9,7 @@ mod cmd;
 mod common;
 mod cost;
 mod error;
-mod folder;
+mod file;
 mod interrupt;
 mod out;
 mod progress;
@@ -19,7 +19,6 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::error::Stop;
 
 /// Prepare text, train, evaluate, run and publish Zamba SSM-attention hybrids.
 #[derive(Debug, Parser)]

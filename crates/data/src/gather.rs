@@ -166,7 +166,8 @@ fn walk(
         match rules::by_name(relative) {
             Ok(kind) => {
                 let folder = package.path.file_name().unwrap_or_default().to_string_lossy();
-                let id = if relative == folder { relative.to_owned() } else { format!("{folder}/{relative}") };
+                let id =
+                    if relative == folder { relative.to_owned() } else { format!("{folder}/{relative}") };
                 candidates.push(Candidate { id, package: index, kind, path: path.to_owned() });
             }
             Err(rule) => report.leave_out(rule, 0),
@@ -181,7 +182,8 @@ fn walk(
     while let Some((folder, relative, depth)) = folders.pop() {
         for entry in fs.list(&folder).map_err(Error::io(&folder, "list"))? {
             let name = entry.name.to_string_lossy();
-            let relative = if relative.is_empty() { name.clone().into_owned() } else { format!("{relative}/{name}") };
+            let relative =
+                if relative.is_empty() { name.clone().into_owned() } else { format!("{relative}/{name}") };
             let path = folder.join(&entry.name);
             match entry.kind {
                 fs::Kind::File => consider(&relative, &path, report),

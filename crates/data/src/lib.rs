@@ -1,12 +1,17 @@
 //! Text in, token shards and training samples out.
 //!
-//! [`shards`] hold tokenised documents, and [`mix`] blends them into rows whose order hangs on a seed alone. Every file
-//! is reached through [`fs`].
+//! [`gather`](mod@gather) finds text, [`bpe`] learns a tokenizer from it, [`tokenise`](mod@tokenise) writes documents into
+//! [`shards`], and [`mix`] blends shards into rows whose order hangs on a seed alone. [`baseline`] says what text costs
+//! without a model. Every file is reached through [`fs`].
 
+pub mod baseline;
+pub mod bpe;
 pub mod fs;
 pub mod gather;
+pub mod input;
 pub mod mix;
 pub mod shards;
+pub mod tokenise;
 
 mod blend;
 mod error;

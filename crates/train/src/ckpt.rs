@@ -1,6 +1,9 @@
 //! Checkpoints that survive kills, full disks and rotten bits.
 //!
-//! A checkpoint is a folder `step-N` whose `MANIFEST.json` lists every other file with size and SHA-256.
+//! A checkpoint is a folder `step-N`: a model folder that every other command reads, with the model's own
+//! `MANIFEST.json`, and under `state/` what only training needs. `state/MANIFEST.json` lists every other
+//! file with size and SHA-256, says where the run stands, and carries a hash of itself.
+//!
 //! Saving writes `step-N.tmp-<random>` in the same folder, syncs each file, the manifest and the folders,
 //! renames it to `step-N`, syncs the parent, and only then points `LATEST` at it and prunes. So a name
 //! `step-N` never stands for a half-written checkpoint, whatever moment the process or the machine dies.
@@ -16,10 +19,13 @@ use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use zamba::checkpoint::manifest::FILE as MODEL_MANIFEST;
 use zamba_data::fs::{Fs, FsWrite, Kind};
 
-/// Name of the manifest in a checkpoint folder.
-pub const MANIFEST: &str = "MANIFEST.json";
+/// The manifest of the run in a checkpoint folder. The model's own is one of the files that it covers.
+pub const MANIFEST: &str = "state/MANIFEST.json";
+/// Folder of what only training needs.
+const STATE: &str = "state";
 /// Name of the file beside the checkpoints that holds the name of the newest one.
 pub const LATEST: &str = "LATEST";
 /// Checkpoints that pruning never removes: the newest two that verify.
@@ -124,7 +130,7 @@ pub struct FileSum {
     pub sha256: String,
 }
 
-/// What `MANIFEST.json` says.
+/// What `state/MANIFEST.json` says.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -185,7 +191,7 @@ pub type WriteFn = Box<dyn FnOnce(&mut dyn Write) -> io::Result<()> + Send>;
 
 /// One file of a checkpoint to be written.
 pub struct FileJob {
-    /// Name relative to the checkpoint folder, folders separated by `/`.
+    /// Name in the checkpoint folder: plain for a file of the model, or `state/` and a plain name.
     pub name: String,
     /// Expected bytes, for the check of free space.
     pub bytes: u64,
@@ -296,24 +302,31 @@ fn make_tmp(fs: &dyn Fs, root: &Path, step: u64) -> Result<PathBuf> {
 }
 
 fn write_all(fs: &dyn Fs, tmp: &Path, snapshot: Snapshot) -> Result<()> {
+    let state = tmp.join(STATE);
+    fs.create_dir(&state).at("make", &state)?;
     let mut files = BTreeMap::new();
-    let mut dirs = BTreeSet::new();
     for job in snapshot.files {
-        let path = tmp.join(&job.name);
-        let parent = zamba_data::fs::parent(&path).to_owned();
-        if parent != tmp && dirs.insert(parent.clone()) {
-            fs.create_dirs(&parent).at("make", &parent)?;
-        }
-        let sum = write_file(fs, &path, job.write)?;
+        let sum = write_file(fs, &tmp.join(&job.name), job.write)?;
         files.insert(job.name, sum);
     }
-    for dir in &dirs {
-        fs.sync_dir(dir).at("sync", dir)?;
-    }
+    let model = model_manifest(&files);
+    let sum = write_file(fs, &tmp.join(MODEL_MANIFEST), Box::new(move |w| w.write_all(model.as_bytes())))?;
+    files.insert(MODEL_MANIFEST.into(), sum);
     let manifest = Manifest { format: FORMAT, head: snapshot.head, files }.seal();
     let path = tmp.join(MANIFEST);
     fs.write(&path, &manifest).at("write", &path)?;
+    fs.sync_dir(&state).at("sync", &state)?;
     fs.sync_dir(tmp).at("sync", tmp)
+}
+
+/// The manifest of the model folder: the files that are not under `state/`.
+fn model_manifest(files: &BTreeMap<String, FileSum>) -> String {
+    let list: Vec<_> = files
+        .iter()
+        .filter(|(name, _)| !name.contains('/'))
+        .map(|(name, sum)| (name.clone(), sum.bytes, sum.sha256.clone()))
+        .collect();
+    zamba::checkpoint::manifest::text(&list)
 }
 
 fn write_file(fs: &dyn Fs, path: &Path, write: WriteFn) -> Result<FileSum> {
@@ -349,9 +362,11 @@ fn discard(fs: &dyn Fs, dir: &Path) -> Result<()> {
     let manifest = dir.join(MANIFEST);
     match fs.remove_file(&manifest) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        other => other.at("remove", &manifest)?,
+        other => {
+            other.at("remove", &manifest)?;
+            fs.sync_dir(&dir.join(STATE)).at("sync", dir)?;
+        }
     }
-    fs.sync_dir(dir).at("sync", dir)?;
     fs.remove_tree(dir).at("remove", dir)
 }
 
@@ -459,33 +474,50 @@ pub fn newest(fs: &dyn Fs, root: &Path, tell: &mut dyn FnMut(String)) -> Result<
     Err(CkptError::NoneVerifies { path: root.to_owned(), found: steps.len() })
 }
 
-/// Removes unfinished saves and all but the newest `keep` (at least [`MIN_KEEP`]) checkpoints that
+/// What one process knows about the checkpoints of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// Steps whose checkpoints were verified, so that each is read once.
+    pub verified: BTreeSet<u64>,
+    /// Steps whose save failed. Such a folder may be there and look whole, and yet be gone after a power
+    /// cut because a sync failed.
+    pub failed: BTreeSet<u64>,
+}
+
+/// Removes unfinished and failed saves and all but the newest `keep` (at least [`MIN_KEEP`]) checkpoints that
 /// verify. The ends of phases stay, and so does what is newer than the kept ones, damaged or not.
-/// `verified` remembers what this process has verified, so that it is read once.
 ///
 /// Must not run while a save is under way in the same folder.
 ///
 /// # Errors
 /// If something cannot be listed or removed.
-pub fn prune(fs: &dyn Fs, root: &Path, keep: usize, verified: &mut BTreeSet<u64>) -> Result<()> {
-    let (steps, unfinished) = survey(fs, root)?;
+pub fn prune(fs: &dyn Fs, root: &Path, keep: usize, known: &mut Known) -> Result<()> {
+    let (mut steps, unfinished) = survey(fs, root)?;
     if steps.is_empty() && unfinished.is_empty() {
         return Ok(());
     }
     // A run that was killed between rename and sync left a name that a power cut may still take back;
     // nothing older may go before that name is durable.
     fs.sync_dir(root).at("sync", root)?;
+    for step in std::mem::take(&mut known.failed) {
+        if steps.contains(&step) {
+            discard(fs, &step_dir(root, step)).inspect_err(|_| {
+                known.failed.insert(step);
+            })?;
+            steps.retain(|s| *s != step);
+        }
+    }
     let mut kept = 0;
     for &step in &steps {
         let dir = step_dir(root, step);
         if kept < keep.max(MIN_KEEP) {
-            if verified.contains(&step) || verify(fs, &dir).is_ok() {
-                verified.insert(step);
+            if known.verified.contains(&step) || verify(fs, &dir).is_ok() {
+                known.verified.insert(step);
                 kept += 1;
             }
         } else if removable(fs, &dir)? {
             discard(fs, &dir)?;
-            verified.remove(&step);
+            known.verified.remove(&step);
         }
     }
     for dir in unfinished {

@@ -88,13 +88,13 @@ pub enum ModelSource {
 #[serde(deny_unknown_fields, default)]
 pub struct Optimiser {
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the second moment.
-    pub eps: f32,
+    pub eps: f64,
     /// Decoupled weight decay of the tensors that decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Largest global norm of the gradients; 0 for no clipping.
     pub clip: f64,
 }
@@ -261,7 +261,7 @@ impl Recipe {
         // The text is parsed into the types first, because only then can a message point to a line.
         let typed = |text: &str| {
             toml::from_str::<Recipe>(text).map_err(|e| {
-                let line = e.span().map(|s| text[..s.start.min(text.len())].lines().count().max(1));
+                let line = e.span().map(|s| text.bytes().take(s.start).filter(|b| *b == b'\n').count() + 1);
                 let place = line.map(|n| format!("line {n}: ")).unwrap_or_default();
                 syntax(format!("{place}{}", one_line(e.message())))
             })

@@ -1,7 +1,6 @@
 //! Saving in the background: a thread writes while the run goes on.
 
-use crate::ckpt::{self, CkptError, Manifest, Snapshot};
-use std::collections::BTreeSet;
+use crate::ckpt::{self, CkptError, Known, Manifest, Snapshot};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,24 +14,24 @@ pub struct Saver {
     fs: Arc<dyn Fs>,
     root: PathBuf,
     keep: usize,
-    job: Option<JoinHandle<(Outcome, BTreeSet<u64>)>>,
-    verified: BTreeSet<u64>,
+    job: Option<JoinHandle<(Outcome, Known)>>,
+    known: Known,
 }
 
 impl Saver {
     /// A saver into `root` that keeps the newest `keep` checkpoints (at least two).
     pub fn new(fs: Arc<dyn Fs>, root: PathBuf, keep: usize) -> Self {
-        Saver { fs, root, keep, job: None, verified: BTreeSet::new() }
+        Saver { fs, root, keep, job: None, known: Known::default() }
     }
 
     /// Starts a save. If one is still under way, waits for it and returns what came of it.
     pub fn start(&mut self, snapshot: Snapshot) -> Option<Outcome> {
         let before = self.finish();
         let (fs, root, keep) = (self.fs.clone(), self.root.clone(), self.keep);
-        let mut verified = std::mem::take(&mut self.verified);
+        let mut known = std::mem::take(&mut self.known);
         self.job = Some(std::thread::spawn(move || {
-            let outcome = save_and_prune(&*fs, &root, keep, snapshot, &mut verified);
-            (outcome, verified)
+            let outcome = save_and_prune(&*fs, &root, keep, snapshot, &mut known);
+            (outcome, known)
         }));
         before
     }
@@ -44,11 +43,11 @@ impl Saver {
 
     /// Waits for a save that is under way.
     pub fn finish(&mut self) -> Option<Outcome> {
-        let (outcome, verified) = match self.job.take()?.join() {
+        let (outcome, known) = match self.job.take()?.join() {
             Ok(done) => done,
-            Err(_) => (Err(CkptError::Died { path: self.root.clone() }), BTreeSet::new()),
+            Err(_) => (Err(CkptError::Died { path: self.root.clone() }), Known::default()),
         };
-        self.verified = verified;
+        self.known = known;
         Some(outcome)
     }
 }
@@ -68,10 +67,14 @@ pub fn save_and_prune(
     root: &std::path::Path,
     keep: usize,
     snapshot: Snapshot,
-    verified: &mut BTreeSet<u64>,
+    known: &mut Known,
 ) -> Outcome {
-    let manifest = ckpt::save(fs, root, snapshot)?;
-    verified.insert(manifest.head.step);
-    ckpt::prune(fs, root, keep, verified)?;
+    let step = snapshot.head.step;
+    let manifest = ckpt::save(fs, root, snapshot).inspect_err(|_| {
+        known.failed.insert(step);
+    })?;
+    known.failed.remove(&step);
+    known.verified.insert(step);
+    ckpt::prune(fs, root, keep, known)?;
     Ok(manifest)
 }

@@ -1,15 +1,15 @@
 //! The checkpoint protocol on a disk that fails at every operation and forgets what was not synced.
 //! The method is SQLite's: fail operation k for every k, once and for ever, and look at what is left.
 
-use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::Arc;
 use zamba_data::fs::{Fault, FaultFs, FaultKind, Fs};
-use zamba_train::ckpt::{self, CkptError, FileJob, Head, Manifest, Snapshot};
+use zamba_train::ckpt::{self, CkptError, FileJob, Head, Known, Manifest, Snapshot};
 use zamba_train::saver::{Saver, save_and_prune};
 
 const ROOT: &str = "/out";
-const NAMES: [&str; 4] = ["config.json", "model.safetensors", "state/optimiser.safetensors", "state/run.json"];
+const NAMES: [&str; 4] =
+    ["config.json", "model.safetensors", "state/optimiser.safetensors", "state/run.json"];
 
 fn contents(step: u64, name: &str) -> Vec<u8> {
     let len = if name.ends_with("safetensors") { 700 } else { 60 };
@@ -40,7 +40,12 @@ fn snapshot(step: u64, milestone: bool) -> Snapshot {
 }
 
 fn save(fs: &dyn Fs, step: u64) -> Result<Manifest, CkptError> {
-    save_and_prune(fs, Path::new(ROOT), 2, snapshot(step, false), &mut BTreeSet::new())
+    save_knowing(fs, step, &mut Known::default())
+}
+
+/// As a process that remembers its earlier saves.
+fn save_knowing(fs: &dyn Fs, step: u64, known: &mut Known) -> Result<Manifest, CkptError> {
+    save_and_prune(fs, Path::new(ROOT), 2, snapshot(step, false), known)
 }
 
 /// A disk with good checkpoints of steps 1 and 2.
@@ -87,7 +92,8 @@ fn every_operation_of_a_save_may_fail_in_every_way() {
             let fs = disk();
             let before = fs.ops();
             fs.plan(Some(Fault { at: before + k, kind, forever }));
-            let outcome = save(&fs, 3);
+            let mut known = Known::default();
+            let outcome = save_knowing(&fs, 3, &mut known);
             let over = fs.ops() <= before + k;
             fs.plan(None);
 
@@ -103,7 +109,8 @@ fn every_operation_of_a_save_may_fail_in_every_way() {
                 assert!(latest_is_whole(&after), "LATEST is ahead after crash {seed}, {what}");
             }
             // The disk is well again: the run that stayed alive saves, and nothing is left lying about.
-            save(&fs, 4).unwrap_or_else(|e| panic!("the next save fails too, {e}, after {what}"));
+            save_knowing(&fs, 4, &mut known)
+                .unwrap_or_else(|e| panic!("the next save fails too, {e}, after {what}"));
             assert_eq!(load(&fs), Some(4));
             for seed in 0..3 {
                 assert!(verified(&fs.crash(seed)) >= 2, "only one would outlive a power cut after {what}");
@@ -148,13 +155,14 @@ fn crashes_in_a_save_and_in_the_recovery_after_it() {
     for k in 0.. {
         let fs = disk();
         let before = fs.ops();
-        fs.plan(Some(Fault { at: before + k, kind: FaultKind::Eio, forever: true }));
+        fs.plan(Some(Fault { at: before + k, kind: FaultKind::Kill, forever: true }));
         let done = save(&fs, 3).is_ok();
         for seed in 0..12 {
             let first = fs.crash(seed);
             assert!(load(&first).is_some_and(|s| s >= 2), "operation {k}, crash {seed}");
+            assert!(latest_is_whole(&first), "LATEST is ahead: operation {k}, crash {seed}");
             let at = first.ops() + (seed * 7 + k) % 70;
-            first.plan(Some(Fault { at, kind: FaultKind::Eio, forever: true }));
+            first.plan(Some(Fault { at, kind: FaultKind::Kill, forever: true }));
             let again = save(&first, 3).is_ok();
             let second = first.crash(seed + 100);
             let found = load(&second).unwrap_or_else(|| panic!("operation {k}, crashes {seed}"));
@@ -254,7 +262,7 @@ fn pruning_keeps_two_that_verify_and_every_end_of_a_phase() {
         (1..=9).filter(|&s| fs.exists(&ckpt::step_dir(root, s)).unwrap()).collect::<Vec<u64>>()
     };
     for step in 1..=3 {
-        save_and_prune(&fs, root, 2, snapshot(step, step == 1), &mut BTreeSet::new()).unwrap();
+        save_and_prune(&fs, root, 2, snapshot(step, step == 1), &mut Known::default()).unwrap();
     }
     save(&fs, 4).unwrap();
     assert_eq!(steps(&fs), [1, 3, 4]);
@@ -265,7 +273,7 @@ fn pruning_keeps_two_that_verify_and_every_end_of_a_phase() {
     save(&fs, 6).unwrap();
     assert_eq!(steps(&fs), [1, 5, 6]);
     // A request for fewer than two is not honoured.
-    ckpt::prune(&fs, root, 0, &mut BTreeSet::new()).unwrap();
+    ckpt::prune(&fs, root, 0, &mut Known::default()).unwrap();
     assert_eq!(steps(&fs), [1, 5, 6]);
     assert_eq!(fs.read(&root.join(ckpt::LATEST)).unwrap(), b"step-6\n");
 }

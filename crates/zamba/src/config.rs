@@ -157,6 +157,12 @@ pub enum ConfigError {
         /// Levels allowed.
         limit: usize,
     },
+    /// More values than any configuration has.
+    #[error("config has more than {limit} values; it is not a zamba config")]
+    TooLong {
+        /// Values allowed.
+        limit: usize,
+    },
     /// A key occurs twice in one object.
     #[error("config has the field `{field}` twice; remove one of them")]
     Duplicate {

@@ -19,11 +19,23 @@ pub(crate) enum JsonError {
     DuplicateKey(String),
     /// Containers are nested deeper than this limit.
     TooDeep(usize),
+    /// There are more values than this limit.
+    TooMany(usize),
 }
 
-/// Parses `text`, refusing duplicate keys at every level and more than `max_depth` nested containers.
-pub(crate) fn parse(text: &str, max_depth: usize) -> Result<Value, JsonError> {
-    check_depth(text.as_bytes(), max_depth)?;
+/// How large a tree a text may describe. A tree takes twenty times the memory of its text, so the
+/// length of the text alone is no bound.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Nested containers.
+    pub(crate) depth: usize,
+    /// Values, counted by the commas between them.
+    pub(crate) values: usize,
+}
+
+/// Parses `text`, refusing duplicate keys at every level and trees beyond `limits`.
+pub(crate) fn parse(text: &str, limits: Limits) -> Result<Value, JsonError> {
+    check_limits(text.as_bytes(), limits)?;
     let duplicate = RefCell::new(None);
     let mut reader = serde_json::Deserializer::from_str(text);
     let parsed = Strict { duplicate: &duplicate }
@@ -35,11 +47,11 @@ pub(crate) fn parse(text: &str, max_depth: usize) -> Result<Value, JsonError> {
     })
 }
 
-/// Refuses text whose `{` and `[` outside strings nest deeper than `max_depth`.
+/// Refuses text whose `{`, `[` and `,` outside strings go beyond `limits`.
 ///
 /// One pass without recursion, so that a file of a million brackets costs a scan and no stack.
-pub(crate) fn check_depth(text: &[u8], max_depth: usize) -> Result<(), JsonError> {
-    let (mut depth, mut in_string, mut escaped) = (0usize, false, false);
+pub(crate) fn check_limits(text: &[u8], limits: Limits) -> Result<(), JsonError> {
+    let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for &byte in text {
         if in_string {
             (in_string, escaped) = (escaped || byte != b'"', !escaped && byte == b'\\');
@@ -49,10 +61,14 @@ pub(crate) fn check_depth(text: &[u8], max_depth: usize) -> Result<(), JsonError
             b'"' => in_string = true,
             b'{' | b'[' => depth += 1,
             b'}' | b']' => depth = depth.saturating_sub(1),
-            _ => {}
+            b',' => commas += 1,
+            _ => continue,
         }
-        if depth > max_depth {
-            return Err(JsonError::TooDeep(max_depth));
+        if depth > limits.depth {
+            return Err(JsonError::TooDeep(limits.depth));
+        }
+        if commas >= limits.values {
+            return Err(JsonError::TooMany(limits.values));
         }
     }
     Ok(())
@@ -122,6 +138,10 @@ impl<'de> Visitor<'de> for Strict<'_> {
 mod tests {
     use super::*;
 
+    fn parse(text: &str, depth: usize) -> Result<Value, JsonError> {
+        super::parse(text, Limits { depth, values: 8 })
+    }
+
     #[test]
     fn refuses_what_readers_disagree_on() {
         assert_eq!(parse(r#"{"a":1,"a":1}"#, 4), Err(JsonError::DuplicateKey("a".into())));
@@ -135,9 +155,12 @@ mod tests {
 
     #[test]
     fn depth_counts_containers_and_not_text() {
-        assert_eq!(check_depth(br#"{"[[[[": "{{{{\"[[[["}"#, 1), Ok(()));
-        assert_eq!(check_depth(br#"["\\", [1]]"#, 1), Err(JsonError::TooDeep(1)));
-        assert_eq!(check_depth(&b"[".repeat(1_000_000), 4), Err(JsonError::TooDeep(4)));
+        let check = |text: &[u8], depth| check_limits(text, Limits { depth, values: 8 });
+        assert_eq!(check(br#"{"[[[[": "{{{{\"[[[[,,,,,,,,,,"}"#, 1), Ok(()));
+        assert_eq!(check(br#"["\\", [1]]"#, 1), Err(JsonError::TooDeep(1)));
+        assert_eq!(check(&b"[".repeat(1_000_000), 4), Err(JsonError::TooDeep(4)));
+        assert_eq!(check(b"[1,2,3,4,5,6,7,8]", 1), Ok(()));
+        assert_eq!(check(b"[1,2,3,4,5,6,7,8,9]", 1), Err(JsonError::TooMany(8)));
     }
 
     #[test]

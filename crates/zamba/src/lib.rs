@@ -8,7 +8,7 @@ pub mod ctx;
 pub mod hub;
 mod json;
 pub mod init;
-// mod load;
+mod load;
 pub mod model;
 pub mod ops;
 pub mod param;
@@ -17,6 +17,7 @@ pub mod sampler;
 pub mod session;
 pub mod spec;
 pub mod state;
+pub mod stop;
 pub mod template;
 pub mod tokenizer;
 

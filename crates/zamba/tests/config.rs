@@ -60,7 +60,7 @@ fn presets_are_valid_of_the_stated_size_and_survive_writing() {
             config.parameters() / 100_000
         })
         .collect();
-    assert_eq!(size, [9, 81, 448, 1329, 72324]);
+    assert_eq!(size, [9, 81, 440, 1327, 72324]);
     let message = ZambaConfig::preset("13b").unwrap_err().to_string();
     assert!(message.contains("13b") && message.contains("zamba-7b"), "{message}");
 }
@@ -220,6 +220,7 @@ fn other_families_and_broken_texts_are_refused() {
     assert!(matches!(other(r#"{"model_type":"zamba""#), ConfigError::Syntax { .. }));
     assert!(matches!(other(r#"{"model_type":"zamba","rms_norm_eps":NaN}"#), ConfigError::Syntax { .. }));
     assert!(matches!(other(&"[".repeat(100_000)), ConfigError::TooDeep { .. }));
+    assert!(matches!(other(&format!("[{}1]", "1,".repeat(100_000))), ConfigError::TooLong { .. }));
 }
 
 /// Sizes at the top of every range at once must be refused before anything is sized by them.

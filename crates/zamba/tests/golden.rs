@@ -213,7 +213,12 @@ fn loss_and_every_gradient_agree() {
                 let (norm, largest) = norms(want.iter().map(|&x| f64::from(x)));
                 let (off, worst) = norms(got.iter().zip(&want).map(|(&a, &b)| f64::from(a) - f64::from(b)));
                 assert!(norm > 0.0, "{what}: {} has no gradient", spec.name);
-                assert!(off <= GRADIENT * norm, "{what}: gradient of {} is off by {:.1e}", spec.name, off / norm);
+                assert!(
+                    off <= GRADIENT * norm,
+                    "{what}: gradient of {} is off by {:.1e}",
+                    spec.name,
+                    off / norm
+                );
                 assert!(
                     worst <= ELEMENT * largest,
                     "{what}: an element of the gradient of {} is off by {:.1e} of the largest",
@@ -229,8 +234,11 @@ fn loss_and_every_gradient_agree() {
 #[test]
 fn list_of_parameters_is_the_same() {
     for dir in models_in(&folder()) {
-        let mut want: Vec<_> =
-            Golden::open(&dir).names().iter().filter_map(|n| n.strip_prefix("grad.").map(str::to_owned)).collect();
+        let mut want: Vec<_> = Golden::open(&dir)
+            .names()
+            .iter()
+            .filter_map(|n| n.strip_prefix("grad.").map(str::to_owned))
+            .collect();
         let config = Checkpoint::open(&dir, &LoadOptions::default()).unwrap().config;
         let mut got: Vec<_> = zamba::spec::tensors(&config).into_iter().map(|spec| spec.name).collect();
         want.sort();

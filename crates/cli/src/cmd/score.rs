@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use zamba::checkpoint::FileDtype;
+use zamba::checkpoint::write::{self, WriteEntry};
 use zamba::{Session, Zamba};
 
 use crate::common::{self, DeviceArgs, ModelArgs};
-use crate::folder::NewFile;
+use crate::file::NewFile;
 use crate::progress::{Progress, Unit};
 use crate::text::Text;
 use crate::{interrupt, out};
@@ -30,8 +31,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "OUT.safetensors")]
     logits: Option<PathBuf>,
     /// The output is JSON lines in any case.
-    #[arg(long)]
-    json: bool,
+    #[arg(long = "json")]
+    _json: bool,
 }
 
 /// A line as typed.
@@ -51,12 +52,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let input = common::read_text(&args.input)?;
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
-    let text = Text::find(&folder, &checkpoint.config)?;
+    let text = Text::find(&folder)?;
     let lines = parse(&input, &args.input, text.as_ref(), checkpoint.config.vocab_size)?;
     let logits = args.logits.as_deref().map(|path| Logits::begin(path, &lines, checkpoint.config.vocab_size));
     let logits = logits.transpose()?;
     let longest = lines.iter().map(Vec::len).max().unwrap_or(0).max(1);
-    common::check_context(&checkpoint.config, longest)?;
+    let longest = common::check_context(&checkpoint.config, longest as u64)?;
     let model = common::load(&checkpoint, &args.device)?;
     score(&model, &lines, longest, logits)
 }
@@ -122,21 +123,18 @@ struct Logits {
 
 impl Logits {
     fn begin(path: &Path, lines: &[Vec<u32>], vocab: usize) -> anyhow::Result<Self> {
-        let mut header = serde_json::Map::new();
-        let mut end = 0;
-        for (i, tokens) in lines.iter().enumerate() {
-            let begin = end;
-            end += (tokens.len() * vocab * 4) as u64;
-            let entry = json!({"dtype": "F32", "shape": [tokens.len(), vocab], "data_offsets": [begin, end]});
-            header.insert(i.to_string(), entry);
-        }
-        let mut header = serde_json::to_vec(&header)?;
-        // Numbers start at a multiple of eight bytes, as the format asks.
-        header.resize(header.len().next_multiple_of(8), b' ');
+        let entry = |(i, tokens): (usize, &Vec<u32>)| WriteEntry {
+            name: i.to_string(),
+            dtype: FileDtype::F32,
+            shape: vec![tokens.len(), vocab],
+        };
+        let entries: Vec<_> = lines.iter().enumerate().map(entry).collect();
+        // Tensors of one type follow the header in the order given.
+        let (header, _) = write::header(&entries)?;
         let mut file = NewFile::begin(path)?;
-        file.need(end + header.len() as u64)?;
-        let start = [&(header.len() as u64).to_le_bytes()[..], &header].concat();
-        file.file().write_all(&start).with_context(|| format!("cannot write {}", path.display()))?;
+        let numbers: u64 = lines.iter().map(|tokens| (tokens.len() * vocab) as u64).sum();
+        file.need(4 * numbers + header.len() as u64)?;
+        file.file().write_all(&header).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Logits { file, buffer: vec![] })
     }
 

@@ -18,6 +18,9 @@ pub enum FaultKind {
     ShortWrite,
     /// A sync fails; what was not durable by then never will be, whatever later syncs say.
     Fsync,
+    /// The process dies there: operations fail without any effect, and what was not synced stays in
+    /// the balance for [`FaultFs::crash`] to decide. Only makes sense for ever.
+    Kill,
 }
 
 /// A planned failure.
@@ -114,7 +117,7 @@ impl Disk {
             return Ok(len);
         }
         match (fault.kind, op) {
-            (FaultKind::Eio, _) | (FaultKind::Fsync, Op::Sync) => {
+            (FaultKind::Eio | FaultKind::Kill, _) | (FaultKind::Fsync, Op::Sync) => {
                 Err(io::Error::other("input/output error (injected)"))
             }
             (FaultKind::Enospc, Op::Name | Op::Write | Op::Sync) => Err(no_space()),
@@ -192,6 +195,9 @@ impl Disk {
 
     fn sync(&mut self, node: usize) -> io::Result<()> {
         let outcome = self.gate(Op::Sync, 0);
+        if outcome.is_err() && self.fault.is_some_and(|f| f.kind == FaultKind::Kill) {
+            return outcome.map(drop);
+        }
         match &mut self.nodes[node] {
             Node::File { durable, pending, .. } => {
                 for change in std::mem::take(pending) {

@@ -123,7 +123,8 @@ mod tests {
         ] {
             assert_eq!(name_and_version(folder), expected);
         }
-        for (lower, higher) in [("1.9.0", "1.10.0"), ("1.0.0-alpha.5", "1.0.0"), ("0.2.186", "1.0.0-alpha.5")] {
+        for (lower, higher) in [("1.9.0", "1.10.0"), ("1.0.0-alpha.5", "1.0.0"), ("0.2.186", "1.0.0-alpha.5")]
+        {
             assert_eq!(compare_versions(lower, higher), Ordering::Less);
         }
     }
@@ -135,7 +136,8 @@ mod tests {
             fs.create_dirs(&Path::new("/cargo/registry/src").join(folder)).unwrap();
         }
         let found = cargo_packages(&fs, Path::new("/cargo")).unwrap();
-        let names: Vec<_> = found.packages.iter().map(|p| (p.name.as_str(), p.path.to_str().unwrap())).collect();
+        let names: Vec<_> =
+            found.packages.iter().map(|p| (p.name.as_str(), p.path.to_str().unwrap())).collect();
         let root = "/cargo/registry/src";
         let expected = [format!("{root}/r2/num-traits-0.2.0"), format!("{root}/r1/syn-2.0.10")];
         assert_eq!(names, [("num-traits", expected[0].as_str()), ("syn", expected[1].as_str())]);

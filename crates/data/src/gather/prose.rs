@@ -138,7 +138,8 @@ fn a() {}
 
     #[test]
     fn chains_of_bare_headings_go() {
-        let text = ["# One", "## Two", "# Three", "## Four", "one two three four five six seven eight", "# Five"];
+        let text =
+            ["# One", "## Two", "# Three", "## Four", "one two three four five six seven eight", "# Five"];
         let kept = clean(&text).unwrap();
         assert_eq!(kept, "# Three\n\n## Four\n\none two three four five six seven eight");
     }

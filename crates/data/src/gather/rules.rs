@@ -104,7 +104,8 @@ pub(super) fn by_name(path: &str) -> Result<Kind, Rule> {
     if stem == "cmakelists" || (!PROSE.contains(&extension) && !matches!(name, "readme" | "changelog")) {
         return Err(Rule::Extension);
     }
-    if parts.any(|folder| DATA.contains(&folder)) || lower.starts_with("tests/") || lower.contains("/tests/") {
+    if parts.any(|folder| DATA.contains(&folder)) || lower.starts_with("tests/") || lower.contains("/tests/")
+    {
         return Err(Rule::TestData);
     }
     Ok(Kind::Prose)
@@ -151,7 +152,8 @@ fn opening(text: &str) -> &str {
 fn is_generated(text: &str) -> bool {
     let opening = opening(text).to_lowercase();
     // Written in two parts, so that this file does not match itself.
-    let marks = ["@gener\u{61}ted", "automatically gener\u{61}ted", "auto-gener\u{61}ted", "code gener\u{61}ted by"];
+    let marks =
+        ["@gener\u{61}ted", "automatically gener\u{61}ted", "auto-gener\u{61}ted", "code gener\u{61}ted by"];
     marks.iter().any(|mark| opening.contains(mark)) || opening.contains("do not ed\u{69}t")
 }
 
@@ -191,7 +193,8 @@ fn without_licence_header(text: &str) -> &str {
         let comment = |line: &&str| {
             let line = line.trim_start();
             // `//!` begins the documentation of a module, not a header.
-            (line.starts_with("//") && !line.starts_with("//!")) || (line.starts_with('#') && !line.starts_with("#["))
+            (line.starts_with("//") && !line.starts_with("//!"))
+                || (line.starts_with('#') && !line.starts_with("#["))
         };
         start.split_inclusive('\n').take_while(comment).map(str::len).sum()
     };

@@ -74,7 +74,8 @@ fn part(document: &Document) -> usize {
 }
 
 fn choose(sizes: &BTreeMap<String, [u64; 2]>, fraction: f64, seed: u64) -> BTreeSet<String> {
-    let wanted: [f64; 2] = std::array::from_fn(|p| fraction * sizes.values().map(|size| size[p]).sum::<u64>() as f64);
+    let wanted: [f64; 2] =
+        std::array::from_fn(|p| fraction * sizes.values().map(|size| size[p]).sum::<u64>() as f64);
     let mut order: Vec<&String> = sizes.keys().collect();
     Rng::keyed("zamba-data hold out 1", "", &[seed]).shuffle(&mut order);
     let mut held = BTreeSet::new();

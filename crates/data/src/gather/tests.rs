@@ -40,7 +40,8 @@ fn each_kind_is_found_and_each_reason_counted() {
     );
     let gathered = gather_all(&fs, &GatherOptions::default());
     let ids: Vec<(&str, Kind)> = gathered.documents.iter().map(|d| (d.id.as_str(), d.kind)).collect();
-    let kept_copy = if ids.iter().any(|(id, _)| *id == "one/README.md") { "one/README.md" } else { "two/copy.md" };
+    let kept_copy =
+        if ids.iter().any(|(id, _)| *id == "one/README.md") { "one/README.md" } else { "two/copy.md" };
     let mut expected = vec![
         ("alone.txt", Kind::Prose),
         (kept_copy, Kind::Prose),
@@ -49,7 +50,8 @@ fn each_kind_is_found_and_each_reason_counted() {
     ];
     expected.sort_unstable();
     assert_eq!(ids, expected);
-    let counts: Vec<(Rule, u64)> = gathered.report.left_out.iter().map(|(&rule, count)| (rule, count.files)).collect();
+    let counts: Vec<(Rule, u64)> =
+        gathered.report.left_out.iter().map(|(&rule, count)| (rule, count.files)).collect();
     let expected = [
         (Rule::Hidden, 1),
         (Rule::Lock, 1),
@@ -81,7 +83,9 @@ fn many(fs: &FaultFs) {
 fn a_small_sample_is_spread_over_the_packages_and_decided_by_the_seed() {
     let fs = FaultFs::new();
     many(&fs);
-    let of = |seed| gather_all(&fs, &GatherOptions { max_bytes: 100 * GUIDE.len() as u64, package_share: 1.0, seed });
+    let of = |seed| {
+        gather_all(&fs, &GatherOptions { max_bytes: 100 * GUIDE.len() as u64, package_share: 1.0, seed })
+    };
     let one = of(1);
     assert_eq!(one, of(1));
     assert_ne!(one.documents, of(2).documents);

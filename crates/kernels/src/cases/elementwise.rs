@@ -79,7 +79,9 @@ impl Op for AddCase {
 pub(super) fn cases() -> Vec<Box<dyn Checks>> {
     let mut cases: Vec<Box<dyn Checks>> = vec![];
     for act in [Act::Silu, Act::Gelu, Act::GeluTanh, Act::Relu] {
-        for (len, scale) in [(1, 1.0), (33, 2.0), (1000, 3.0), (200, 60.0)] {
+        // The slope of the approximate GELU is a difference times x^3, and its bound grows likewise.
+        let far = if act == Act::GeluTanh { 8.0 } else { 60.0 };
+        for (len, scale) in [(1, 1.0), (33, 2.0), (1000, 3.0), (200, far)] {
             cases.push(Box::new(GluCase { act, len, scale }));
         }
     }

@@ -124,8 +124,8 @@ impl Op for Forward<'_> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        let first = self.y.row;
-        for (span, from, to) in self.arrays.meet(first, first + self.y.rows) {
+        let (a, first) = (self.arrays, self.y.row);
+        for (span, from, to) in a.meet(first, first + self.y.rows) {
             self.span::<S>(span, from, to);
         }
     }

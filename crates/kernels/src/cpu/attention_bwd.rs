@@ -121,8 +121,8 @@ impl Op for Queries<'_> {
     type Out = ();
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        let first = self.dq.row;
-        for (span, from, to) in self.inputs.arrays.meet(first, first + self.dq.rows) {
+        let (a, first) = (self.inputs.arrays, self.dq.row);
+        for (span, from, to) in a.meet(first, first + self.dq.rows) {
             self.span::<S>(span, from, to);
         }
     }
@@ -132,6 +132,7 @@ impl Queries<'_> {
     #[inline(always)]
     fn span<S: Tier>(&mut self, span: &Span, from: usize, to: usize) {
         let (head, count, pos) = (self.dq.group, to - from, from - span.start);
+        let first = from - self.dq.row;
         let (k, v) = self.inputs.arrays.keys(span, head);
         let (weights, dscores) = self.scores.split_at_mut(QUERIES * KEYS);
         for key in (0..pos + count).step_by(KEYS) {
@@ -139,7 +140,7 @@ impl Queries<'_> {
             self.inputs.scores::<S>(weights, dscores, head, from, count, (k.from(key), v.from(key)), keys);
             let blind = key.saturating_sub(pos).min(count);
             let seen = |r: usize| (0, keys.min(pos + r + 1 - key));
-            weigh::<S>(&mut self.dq, from - self.dq.row, blind, count, dscores, k.from(key), seen);
+            weigh::<S>(&mut self.dq, first, blind, count, dscores, k.from(key), seen);
         }
     }
 }

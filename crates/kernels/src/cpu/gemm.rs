@@ -34,15 +34,20 @@ pub(super) fn linear_dx(cpu: &Cpu, dx: &mut Buf, dy: &Buf, a: Linear) {
 }
 
 fn dx_typed<W: Weight>(cpu: &Cpu, dx: &mut [f32], dy: &[f32], w: &[W], a: &Linear) {
-    let (rows, width) = blocks(cpu, a.t, a.i, a.groups, a.o);
-    let columns = Columns { at: a.x_at, groups: a.groups, group: a.i, stride: a.x_group, width };
-    product(cpu, Tiles::new(dx, a.x_stride, rows, columns), a.o, |c: &Tile<f32>| Dx {
-        dy: &dy[c.row * a.groups * a.o + c.group * a.o..],
-        dy_stride: a.groups * a.o,
-        w: &w[c.group * a.o * a.i + c.start..],
-        i: a.i,
-        width: c.width,
-    });
+    // Groups that share columns add to them one after the other.
+    let together = if a.x_group >= a.i { a.groups } else { 1 };
+    let (rows, width) = blocks(cpu, a.t, a.i, together, a.o);
+    for first in (0..a.groups).step_by(together.max(1)) {
+        let at = a.x_at + first * a.x_group;
+        let columns = Columns { at, groups: together, group: a.i, stride: a.x_group, width };
+        product(cpu, Tiles::new(dx, a.x_stride, rows, columns), a.o, |c: &Tile<f32>| Dx {
+            dy: &dy[c.row * a.groups * a.o + (first + c.group) * a.o..],
+            dy_stride: a.groups * a.o,
+            w: &w[(first + c.group) * a.o * a.i + c.start..],
+            i: a.i,
+            width: c.width,
+        });
+    }
 }
 
 /// See [`crate::Device::linear_dw`].

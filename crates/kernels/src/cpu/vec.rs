@@ -128,17 +128,6 @@ impl V {
         m
     }
 
-    /// Elements 0, 2, 4 … of the first 32 of `x`.
-    #[inline(always)]
-    pub(super) fn evens(x: &[f32]) -> V {
-        let x = &x[..2 * LANES];
-        let mut v = V::ZERO;
-        for l in 0..LANES {
-            v.0[l] = x[2 * l];
-        }
-        v
-    }
-
     /// Elements 1, 3, 5 … of the first 32 of `x`.
     #[inline(always)]
     pub(super) fn odds(x: &[f32]) -> V {

@@ -20,9 +20,10 @@ pub(crate) fn softplus_grad<R: Real>(x: R) -> R {
     if x.value() > 20.0 { R::of(1.0) } else { sigmoid(x) }
 }
 
-/// The argument of tanh in the approximate GELU: `sqrt(2 / pi) * (x + 0.044715 x^3)`.
+/// Twice the argument of tanh in the approximate GELU, `2 sqrt(2 / pi) * (x + 0.044715 x^3)`, because
+/// `(1 + tanh(u)) / 2 = sigmoid(2 u)`, which does not cancel where tanh is near -1.
 fn gelu_inner<R: Real>(x: R) -> R {
-    R::of((2.0 / PI).sqrt()) * (x + R::of(0.044715) * x * x * x)
+    R::of((8.0 / PI).sqrt()) * (x + R::of(0.044715) * x * x * x)
 }
 
 /// `f(x)`
@@ -31,7 +32,7 @@ pub(crate) fn act<R: Real>(f: Act, x: R) -> R {
     match f {
         Act::Silu => x * sigmoid(x),
         Act::Gelu => half * x * (one + (x * R::of(FRAC_1_SQRT_2)).erf()),
-        Act::GeluTanh => half * x * (one + gelu_inner(x).tanh()),
+        Act::GeluTanh => x * sigmoid(gelu_inner(x)),
         Act::Relu if x.value() > 0.0 => x,
         Act::Relu => R::of(0.0),
     }
@@ -50,9 +51,9 @@ pub(crate) fn act_grad<R: Real>(f: Act, x: R) -> R {
             half * (one + (x * R::of(FRAC_1_SQRT_2)).erf()) + x * density
         }
         Act::GeluTanh => {
-            let th = gelu_inner(x).tanh();
-            let inner_grad = R::of((2.0 / PI).sqrt()) * (one + R::of(3.0 * 0.044715) * x * x);
-            half * (one + th) + half * x * (one - th * th) * inner_grad
+            let s = sigmoid(gelu_inner(x));
+            let inner_grad = R::of((8.0 / PI).sqrt()) * (one + R::of(3.0 * 0.044715) * x * x);
+            s + x * s * (one - s) * inner_grad
         }
         Act::Relu if x.value() > 0.0 => one,
         Act::Relu => R::of(0.0),

@@ -34,8 +34,6 @@ pub(crate) trait Real:
     fn ln_1p(self) -> Self;
     /// Square root.
     fn sqrt(self) -> Self;
-    /// Hyperbolic tangent.
-    fn tanh(self) -> Self;
     /// Error function.
     fn erf(self) -> Self;
 }
@@ -64,9 +62,6 @@ impl Real for f64 {
     }
     fn sqrt(self) -> Self {
         self.sqrt()
-    }
-    fn tanh(self) -> Self {
-        self.tanh()
     }
     fn erf(self) -> Self {
         libm::erf(self)

@@ -65,7 +65,8 @@ mod tests {
     fn rounding_is_to_nearest_even() {
         let mut out = Vec::new();
         // 1 + 2^-8 lies between two bf16 values, 1 and 1 + 2^-7; 1 + 3 * 2^-8 between the next two.
-        narrow(FileDtype::Bf16, &[1.003_906_25, 1.011_718_75, 1.004], &mut out);
+        let step = f32::exp2(-8.0);
+        narrow(FileDtype::Bf16, &[1.0 + step, 1.0 + 3.0 * step, 1.004], &mut out);
         assert_eq!(out, [0x80, 0x3f, 0x82, 0x3f, 0x81, 0x3f]);
     }
 }

@@ -117,6 +117,14 @@ pub enum LoadError {
         /// Levels the format has.
         limit: usize,
     },
+    /// More values than such a file can honestly have.
+    #[error("{file}: more than {limit} values")]
+    TooManyValues {
+        /// The file.
+        file: String,
+        /// The limit.
+        limit: usize,
+    },
     /// A key occurs twice, so two readers could see two models.
     #[error("{file}: the key `{key}` occurs twice")]
     DuplicateKey {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::LoadError;
 use super::file::OpenFile;
 use super::safetensors::{MAX_HEADER, MAX_NAME, MAX_TENSORS, from_json_error, quoted};
-use crate::json;
+use crate::json::{self, Limits};
 
 /// Most shards of a model.
 pub(super) const MAX_SHARDS: usize = 1000;
@@ -26,7 +26,8 @@ pub(super) struct Index {
 pub(super) fn read(file: &OpenFile) -> Result<Index, LoadError> {
     let text = file.text(MAX_HEADER)?;
     // The index, a map in it, and lists or maps that other programs keep under `metadata`.
-    let value = json::parse(&text, 4).map_err(|error| from_json_error(&file.name, error))?;
+    let limits = Limits { depth: 4, values: 2 * MAX_TENSORS };
+    let value = json::parse(&text, limits).map_err(|error| from_json_error(&file.name, error))?;
     let name = || file.name.clone();
     let malformed = |message: &str| LoadError::Malformed { file: name(), message: message.to_owned() };
     let Value::Object(top) = value else { return Err(malformed("the index is not an object")) };

@@ -2,17 +2,19 @@
 
 use std::fmt::Write as _;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::LoadError;
 use super::file::{Folder, OpenFile};
 use super::safetensors::{from_json_error, quoted};
-use crate::json;
+use crate::json::{self, Limits};
 
 /// Name of the manifest in a model folder.
 pub const FILE: &str = "MANIFEST.json";
 const LIMIT: u64 = 4 << 20;
+/// The object, `files`, a file.
+const LIMITS: Limits = Limits { depth: 3, values: 1 << 14 };
 
 /// Checks every file that the manifest lists, and that it lists each of `used`. No manifest, no check.
 pub(super) fn verify(folder: &Folder, used: &[&OpenFile]) -> Result<(), LoadError> {
@@ -38,7 +40,7 @@ pub(super) fn verify(folder: &Folder, used: &[&OpenFile]) -> Result<(), LoadErro
 }
 
 fn read(file: &OpenFile) -> Result<Map<String, Value>, LoadError> {
-    let value = json::parse(&file.text(LIMIT)?, 3).map_err(|error| from_json_error(FILE, error))?;
+    let value = json::parse(&file.text(LIMIT)?, LIMITS).map_err(|error| from_json_error(FILE, error))?;
     match value {
         Value::Object(mut top) if top.len() == 1 => match top.remove("files") {
             Some(Value::Object(files)) => Ok(files),
@@ -83,7 +85,7 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 pub fn text(files: &[(String, u64, String)]) -> String {
     let files: Map<String, Value> = files
         .iter()
-        .map(|(name, size, sha256)| (name.clone(), json!({ "size": size, "sha256": sha256 })))
+        .map(|(name, size, sha256)| (name.clone(), serde_json::json!({ "size": size, "sha256": sha256 })))
         .collect();
-    format!("{:#}\n", json!({ "files": files }))
+    format!("{:#}\n", serde_json::json!({ "files": files }))
 }

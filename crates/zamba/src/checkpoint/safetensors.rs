@@ -14,7 +14,7 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use super::LoadError;
 use super::file::OpenFile;
 use crate::config::FileDtype;
-use crate::json::{self, JsonError};
+use crate::json::{self, JsonError, Limits};
 
 /// Longest header accepted. The 784 tensors of the 7B model need 90 KiB.
 pub const MAX_HEADER: u64 = 32 << 20;
@@ -24,8 +24,10 @@ pub const MAX_TENSORS: usize = 100_000;
 pub const MAX_RANK: usize = 8;
 /// Longest name of a tensor, in bytes.
 pub const MAX_NAME: usize = 512;
-/// Levels of containers in a header: the header, a tensor, its shape.
-const MAX_DEPTH: usize = 3;
+/// Most pairs of text under `__metadata__`.
+pub const MAX_METADATA: usize = 10_000;
+/// The header, a tensor, its shape. Values are bounded by the limits on tensors and metadata.
+const LIMITS: Limits = Limits { depth: 3, values: usize::MAX };
 
 /// Types that the format has and that no weight here is stored as.
 const OTHER_DTYPES: &[&str] = &[
@@ -99,7 +101,7 @@ pub fn parse(file: &str, text: &[u8], file_size: u64) -> Result<Header, LoadErro
         return Err(LoadError::HeaderStart { file: file.to_owned() });
     }
     let text = str::from_utf8(text).map_err(|_| LoadError::Encoding { file: file.to_owned() })?;
-    json::check_depth(text.as_bytes(), MAX_DEPTH).map_err(|error| from_json_error(file, error))?;
+    json::check_limits(text.as_bytes(), LIMITS).map_err(|error| from_json_error(file, error))?;
     let padding = text.trim_end_matches(' ');
     if !padding.ends_with('}') {
         return Err(LoadError::HeaderPadding { file: file.to_owned() });
@@ -124,6 +126,7 @@ pub(super) fn from_json_error(file: &str, error: JsonError) -> LoadError {
         JsonError::Syntax(message) => LoadError::Malformed { file, message },
         JsonError::DuplicateKey(key) => LoadError::DuplicateKey { file, key },
         JsonError::TooDeep(limit) => LoadError::TooDeep { file, limit },
+        JsonError::TooMany(limit) => LoadError::TooManyValues { file, limit },
     }
 }
 
@@ -239,6 +242,10 @@ impl<'de> Visitor<'de> for MetadataSeed<'_> {
         while let Some(key) = map.next_key::<String>()? {
             if found.contains_key(&key) {
                 return Err(self.0.fail(LoadError::DuplicateKey { file: self.0.file(), key }));
+            }
+            if found.len() == MAX_METADATA {
+                let error = LoadError::TooManyValues { file: self.0.file(), limit: MAX_METADATA };
+                return Err(self.0.fail(error));
             }
             let value = map.next_value::<String>()?;
             found.insert(key, value);

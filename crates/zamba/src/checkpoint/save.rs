@@ -25,7 +25,8 @@ pub struct SaveOptions {
     pub files: Vec<(String, Vec<u8>)>,
     /// Write `MANIFEST.json`, by which a damaged file is found when it is loaded.
     pub manifest: bool,
-    /// Replace the folder if it exists. Without this only an absent or empty folder is written.
+    /// Replace the folder if it exists, with everything in it; pass in `files` what is to be kept.
+    /// Without this only an absent or empty folder is written.
     pub replace: bool,
 }
 
@@ -77,7 +78,7 @@ pub fn save_folder(
 }
 
 /// The tokens that begin and end a text, where `transformers` looks for them.
-fn generation_config(config: &ZambaConfig) -> String {
+pub fn generation_config(config: &ZambaConfig) -> String {
     let value = json!({
         "_from_model_config": true,
         "bos_token_id": config.bos_token_id,

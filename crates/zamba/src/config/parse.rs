@@ -4,10 +4,10 @@ use serde_json::{Map, Value};
 
 use super::preset::schedule;
 use super::{Act, ConfigError, FileDtype, LayerKind, ZambaConfig, inert};
-use crate::json::{self, JsonError};
+use crate::json::{self, JsonError, Limits};
 
-/// Levels of nesting in any `config.json`: the object, a map of labels, and room for one more.
-const MAX_DEPTH: usize = 4;
+/// The object, a map of labels, and room for one more level; the longest list of layers, many times.
+const LIMITS: Limits = Limits { depth: 4, values: 1 << 16 };
 
 /// A configuration, and whether the file stated `dtype` or `torch_dtype`.
 pub(super) struct Parsed {
@@ -16,10 +16,11 @@ pub(super) struct Parsed {
 }
 
 pub(super) fn from_json(text: &str) -> Result<Parsed, ConfigError> {
-    let value = json::parse(text, MAX_DEPTH).map_err(|error| match error {
+    let value = json::parse(text, LIMITS).map_err(|error| match error {
         JsonError::Syntax(message) => ConfigError::Syntax { message },
         JsonError::DuplicateKey(field) => ConfigError::Duplicate { field },
         JsonError::TooDeep(limit) => ConfigError::TooDeep { limit },
+        JsonError::TooMany(limit) => ConfigError::TooLong { limit },
     })?;
     let Value::Object(map) = value else { return Err(ConfigError::NotAnObject) };
     let mut fields = Fields { map };

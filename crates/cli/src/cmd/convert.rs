@@ -1,0 +1,137 @@
+//! `zamba convert`: a checkpoint in another type, other shards, or the current layout of tensors.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::Serialize;
+use zamba::checkpoint::{Checkpoint, FileDtype, SaveOptions};
+
+use crate::common::{self, DtypeName, ModelArgs};
+use crate::out;
+
+/// Rewrite a checkpoint: old tensor names become current ones, and type and shard size can be chosen. Values stay
+/// as they are, bit for bit, unless another type cannot hold them.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Example:\n  zamba convert -m zamba-7b --out zamba-7b-bf16 --dtype bf16 --max-shard-size 5GB")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The folder to make.
+    #[arg(short = 'o', long, value_name = "DIR")]
+    out: PathBuf,
+    /// How to store the weights [default: as they are, or the widest of several types].
+    #[arg(long, value_name = "TYPE")]
+    dtype: Option<DtypeName>,
+    /// Most bytes of weights in a file, such as 500MB or 5GB (or GiB).
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    max_shard_size: u64,
+    /// Replace a model that is there.
+    #[arg(long)]
+    force: bool,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Serialize)]
+struct Made<'a> {
+    path: &'a Path,
+    parameters: u64,
+    bytes_of_weights: u64,
+    dtype: &'static str,
+    files: Vec<String>,
+}
+
+/// Files that belong to a model beside its weights and configuration.
+const COMPANIONS: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+];
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let folder = args.model.folder()?;
+    let checkpoint = common::open(&folder)?;
+    let config = &checkpoint.config;
+    let dtype = args.dtype.map_or_else(|| widest(&checkpoint), FileDtype::from);
+    let files = companions(&folder)?;
+    let copied = files.iter().map(|(name, _)| name.clone()).collect();
+    let options = SaveOptions {
+        dtype,
+        max_shard_bytes: args.max_shard_size,
+        files,
+        replace: args.force,
+        ..SaveOptions::default()
+    };
+    common::save(&args.out, config, &options, &mut |spec, values| {
+        values.resize(spec.len(), 0.0);
+        checkpoint.read_f32(&spec.name, 0, values).with_context(|| format!("cannot load {}", folder.display()))
+    })?;
+    let (parameters, bytes, dtype) = (config.parameters(), config.bytes_of_weights(dtype), dtype.torch_name());
+    if args.json {
+        return out::json(&Made { path: &args.out, parameters, bytes_of_weights: bytes, dtype, files: copied });
+    }
+    let (size, name) = (out::bytes(bytes), args.out.display());
+    out::line(&format!("{name}: {} parameters in {dtype}, {size}", out::count(parameters)))
+}
+
+/// A type that holds every tensor of the checkpoint exactly.
+fn widest(checkpoint: &Checkpoint) -> FileDtype {
+    let mut types = checkpoint.specs().iter().map(|spec| checkpoint.dtype(&spec.name));
+    let first = types.next().unwrap_or(checkpoint.config.dtype);
+    // Neither of the two half types holds the other.
+    if types.all(|other| other == first) { first } else { FileDtype::F32 }
+}
+
+fn companions(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let present = COMPANIONS.iter().filter(|name| folder.join(name).is_file());
+    let read = |name: &&str| {
+        let path = folder.join(name);
+        let bytes = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(((*name).to_owned(), bytes))
+    };
+    present.map(read).collect()
+}
+
+/// Reads sizes such as `500MB` and `2GiB`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let error = || format!("`{text}` is not a size such as 500MB, 5GB or 2GiB");
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        "TIB" => 1 << 40,
+        _ => return Err(error()),
+    };
+    let number: f64 = number.parse().map_err(|_| error())?;
+    let bytes = number * factor as f64;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_as_huggingface_reads_them() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("1.5 MiB"), Ok(3 << 19));
+        assert_eq!(parse_size("100"), Ok(100));
+        for bad in ["", "GB", "5XB", "-5GB", "0", "1e400", "nan"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! `zamba eval`: how well a model predicts text.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use zamba_data::Shard;
+use zamba_data::fs::RealFs;
+use zamba_eval::{BitsPerByte, Document, bits_per_byte};
+
+use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::progress::{Progress, Unit};
+use crate::text::{NO_TOKENIZER, Text};
+use crate::{interrupt, out};
+
+/// Measure how well a model predicts text, in bits per byte.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; any other file is \
+    one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to score: a .jsonl or text file, a folder of such files, or the prefix of a token shard.
+    #[arg(long, value_name = "FILE|DIR|SHARD")]
+    bpb: PathBuf,
+    /// Longest sequence; longer documents are scored in parts [default: the longest document, at most 32768].
+    #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    ctx: Option<u64>,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Print one JSON document.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Longest sequence unless the user asks for more: attention takes time that grows with its square.
+const MAX_CONTEXT: usize = 32_768;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    bits_per_byte: f64,
+    byte_perplexity: f64,
+    word_perplexity: Option<f64>,
+    loss: f64,
+    documents: u64,
+    tokens: u64,
+    bytes: u64,
+    words: Option<u64>,
+    documents_cut: u64,
+    context: usize,
+}
+
+#[derive(Debug, Deserialize)]
+struct Line {
+    text: String,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let folder = args.model.folder()?;
+    let checkpoint = common::open(&folder)?;
+    let config = &checkpoint.config;
+    let (documents, bytes) = documents(&args.bpb, &folder)?;
+    let tokens: u64 = documents.iter().map(|d| d.tokens.len().saturating_sub(1) as u64).sum();
+    if tokens == 0 || bytes == 0 {
+        bail!("{} holds no text to score", args.bpb.display());
+    }
+    let longest = documents.iter().map(|d| d.tokens.len()).max().unwrap_or(1);
+    let context = args.ctx.unwrap_or(longest.min(MAX_CONTEXT) as u64).min(longest as u64);
+    let context = common::check_context(config, context)?;
+    let model = common::load(&checkpoint, &args.device)?;
+
+    let mut progress = Progress::new("scoring", tokens, Unit::Items("tokens"));
+    let documents = documents.into_iter().map(Ok::<_, anyhow::Error>);
+    let sum = bits_per_byte(&model, context, documents, |scored| {
+        progress.add(scored);
+        Ok(interrupt::check("nothing was measured")?)
+    })?;
+    drop(progress);
+    let report = Report::new(&BitsPerByte { bytes, ..sum }, context);
+    if args.json { out::json(&report) } else { out::table(&report.rows()) }
+}
+
+impl Report {
+    fn new(sum: &BitsPerByte, context: usize) -> Self {
+        let words = Some(sum.words).filter(|&words| words > 0);
+        Report {
+            bits_per_byte: sum.value(),
+            byte_perplexity: sum.byte_perplexity(),
+            word_perplexity: words.map(|_| sum.word_perplexity()),
+            loss: sum.loss(),
+            documents: sum.documents,
+            tokens: sum.tokens,
+            bytes: sum.bytes,
+            words,
+            documents_cut: sum.cut,
+            context,
+        }
+    }
+
+    fn rows(&self) -> Vec<(&'static str, String)> {
+        let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
+        vec![
+            ("bits per byte", format!("{:.4}", self.bits_per_byte)),
+            ("byte perplexity", format!("{:.4}", self.byte_perplexity)),
+            ("word perplexity", known(self.word_perplexity.map(|p| format!("{p:.2}")))),
+            ("loss per token", format!("{:.4}", self.loss)),
+            ("documents", out::count(self.documents)),
+            ("of these cut", out::count(self.documents_cut)),
+            ("tokens", out::count(self.tokens)),
+            ("bytes", out::count(self.bytes)),
+            ("words", known(self.words.map(out::count))),
+        ]
+    }
+}
+
+/// The documents at `path` and the bytes of text that they were made from.
+fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> {
+    let prefix = if path.extension().is_some_and(|e| e == "idx" || e == "bin") { path.with_extension("") } else { path.to_owned() };
+    let mut index = prefix.clone().into_os_string();
+    index.push(".idx");
+    if Path::new(&index).is_file() {
+        return shard(&prefix);
+    }
+    let text = Text::find(model)?.context(NO_TOKENIZER)?;
+    let mut documents = vec![];
+    for file in files(path)? {
+        let contents = common::read_text(&file)?;
+        if file.extension().is_some_and(|e| e == "jsonl") {
+            for (i, line) in contents.lines().enumerate() {
+                let place = || format!("{}:{}", file.display(), i + 1);
+                let line: Line = serde_json::from_str(line).with_context(place)?;
+                documents.push(document(&text, &line.text)?);
+            }
+        } else {
+            documents.push(document(&text, &contents)?);
+        }
+    }
+    let bytes = documents.iter().map(|d| d.bytes).sum();
+    Ok((documents, bytes))
+}
+
+/// A document with BOS in front, also where the tokenizer would not put it there: without it the first token of each
+/// document would go unscored.
+fn document(text: &Text, contents: &str) -> anyhow::Result<Document> {
+    let mut tokens = text.encode(contents)?;
+    if let Some(bos) = text.tokenizer.bos_id().filter(|&bos| tokens.first() != Some(&bos)) {
+        tokens.insert(0, bos);
+    }
+    Ok(Document::new(contents, tokens))
+}
+
+fn shard(prefix: &Path) -> anyhow::Result<(Vec<Document>, u64)> {
+    let shard = Shard::open(Arc::new(RealFs), prefix)?;
+    let read = |i| Ok(Document { tokens: shard.doc(i)?, ..Document::default() });
+    let documents = (0..shard.documents()).map(read).collect::<anyhow::Result<_>>()?;
+    Ok((documents, shard.manifest().source_bytes))
+}
+
+/// A file, or all files of a folder and the folders in it, by name.
+fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let unreadable = || format!("cannot read the folder {}", path.display());
+    let entries = fs::read_dir(path).with_context(unreadable)?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().with_context(unreadable)?;
+    paths.sort();
+    let mut found = vec![];
+    for path in paths {
+        if path.is_dir() && !path.is_symlink() {
+            found.extend(files(&path)?);
+        } else if path.is_file() {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
