@@ -21,7 +21,9 @@ pub enum DataError {
         source: zamba_data::Error,
     },
     /// Token ids that the model has no embedding for.
-    #[error("recipe key `{key}`: the tokens go up to {tokens} and the model's vocab_size is {model}; use the tokenizer's model or tokenise again")]
+    #[error(
+        "recipe key `{key}`: the tokens go up to {tokens} and the model's vocab_size is {model}; use the tokenizer's model or tokenise again"
+    )]
     Vocabulary {
         /// The recipe's key.
         key: String,
@@ -70,12 +72,21 @@ pub fn open(
             sources.insert(&spec.name, source);
         }
     }
-    let phases: Vec<PhaseSpec> = recipe.phase.iter().zip(&plan.phases).map(|(phase, plan)| PhaseSpec {
-        name: phase.name.clone(),
-        samples: plan.schedule.steps * recipe.global_batch as u64,
-        sources: phase.sources.iter().map(|s| SourceWeight { source: s.name.clone(), weight: s.weight }).collect(),
-        replay: phase.replay.as_ref().map(|r| Replay { phase: r.phase.clone(), fraction: r.fraction }),
-    }).collect();
+    let phases: Vec<PhaseSpec> = recipe
+        .phase
+        .iter()
+        .zip(&plan.phases)
+        .map(|(phase, plan)| PhaseSpec {
+            name: phase.name.clone(),
+            samples: plan.schedule.steps * recipe.global_batch as u64,
+            sources: phase
+                .sources
+                .iter()
+                .map(|s| SourceWeight { source: s.name.clone(), weight: s.weight })
+                .collect(),
+            replay: phase.replay.as_ref().map(|r| Replay { phase: r.phase.clone(), fraction: r.fraction }),
+        })
+        .collect();
     let mixture = Mixture::new(sources.into_values().collect(), &phases, recipe.seed, recipe.sequence)
         .map_err(|source| DataError::Data { key: "phase".into(), source })?;
 

@@ -237,7 +237,8 @@ fn read_tensors(
     let mut bytes = vec![0; CHUNK * 4];
     for entry in &header.entries {
         let fits = |(_, _, spec): &&(usize, usize, &TensorSpec)| {
-            entry.dtype == FileDtype::F32 && entry.shape.iter().copied().eq(spec.shape.iter().map(|n| *n as u64))
+            entry.dtype == FileDtype::F32
+                && entry.shape.iter().copied().eq(spec.shape.iter().map(|n| *n as u64))
         };
         let Some(&(b, mut at, spec)) = places.get(&entry.name).filter(fits) else {
             return Err(misfit(name, format!("tensor `{}` has another name, type or shape", entry.name)));

@@ -100,11 +100,10 @@ fn endless_work_runs_out_of_fuel() {
     let nested = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
     let recursive = "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}";
     let doubling = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(64) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-    let lists = "{% set ns = namespace(x=[1]) %}{% for i in range(64) %}{% set ns.x = ns.x + ns.x %}{% endfor %}{{ ns.x | list | length }}";
     for source in [nested, doubling] {
         assert!(matches!(render(source), Err(TemplateError::OutOfFuel)), "{source}: {:?}", render(source));
     }
-    for source in [recursive, lists, "{{ 'a' * 1000000000 }}", "{{ range(100000000) | list | length }}"] {
+    for source in [recursive, "{{ 'a' * 1000000000 }}", "{{ range(100000000) | list | length }}"] {
         assert!(render(source).is_err(), "{source}");
     }
 }

@@ -2,13 +2,13 @@
 //!
 //! * **Value**: a case runs a kernel and its backward on a device and compares every result with the
 //!   definition in [`crate::reference`].
-//! * **Tolerance**: the definition is run with [`numbers::Rounded`], numbers that carry a bound of their
+//! * **Tolerance**: the definition is run with `Rounded`, numbers that carry a bound of their
 //!   rounding error in f32 (length of the sum x magnitude of its terms x unit roundoff, passed through
 //!   each function by its derivative). So each element of each result has a tolerance of its own that
 //!   follows from the definition; none is written by hand. Inputs are exact: they are the f32 or bf16
 //!   values that the device was given.
-//! * **Gradient**: the forward definition is run with [`numbers::Dual`], numbers that carry a derivative,
-//!   and compared in f64 with the backward definition. Both roads share no formula.
+//! * **Gradient**: the forward definition is run with `Dual`, numbers that carry a derivative,
+//!   and compared in f64 with the backward definition. The two roads share no derivative.
 //!
 //! Forward results land in buffers full of rubbish and backward results on top of random gradients, in a
 //! flat buffer with gaps between parameters, so that a kernel that forgets to overwrite, to add or to

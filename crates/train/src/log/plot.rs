@@ -53,7 +53,8 @@ fn curves(history: &[StepRecord]) -> Vec<Curve> {
 
 /// Smallest and largest of one coordinate, a little apart so that a flat curve has an axis.
 fn span<'a>(points: impl Iterator<Item = &'a (f64, f64)>, pick: fn(&(f64, f64)) -> f64) -> Range<f64> {
-    let (lo, hi) = points.map(pick).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
+    let (lo, hi) =
+        points.map(pick).fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (a.min(x), b.max(x)));
     let margin = ((hi - lo) * 0.05).max(hi.abs() * 1e-3).max(1e-12);
     lo - margin..hi + margin
 }
@@ -109,7 +110,8 @@ mod tests {
 
     #[test]
     fn the_picture_shows_every_phase_and_both_axes() {
-        let mut history: Vec<_> = (1..=3000).map(|s| record(s, "pretrain", 9.0 / (s as f64).sqrt())).collect();
+        let mut history: Vec<_> =
+            (1..=3000).map(|s| record(s, "pretrain", 9.0 / (s as f64).sqrt())).collect();
         history.extend((3001..=3100).map(|s| record(s, "anneal", 0.1)));
         history[5].loss = f64::NAN;
         let svg = loss_svg(&history).unwrap();

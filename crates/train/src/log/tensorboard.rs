@@ -106,8 +106,7 @@ mod tests {
         let mut events = EventFile::create(&fs, dir, 1234.5, 299).unwrap();
         events.scalars(1235.25, 300, &[("train/loss", 2.5), ("skip", f64::NAN), ("train/lr", 1e-3)]).unwrap();
         let name = fs.list(dir).unwrap().remove(0).name;
-        let hex: String =
-            fs.read(&dir.join(name)).unwrap().iter().map(|b| format!("{b:02x}")).collect();
+        let hex: String = fs.read(&dir.join(name)).unwrap().iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(hex, GOLDEN);
     }
 

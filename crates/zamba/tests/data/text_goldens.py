@@ -229,7 +229,7 @@ FEATURES = """{%- macro tag(name, text='') -%}<{{ name }}>{{ text }}</{{ name }}
 {% for message in messages %}
   {% if message.role == 'skip' %}{% continue %}{% endif %}
   {% if message.role == 'stop' %}{% break %}{% endif %}
-{{ loop.index }}/{{ loop.length }} {{ tag(message.role | upper, message.content.split('\n')[0].title()) }}
+{{ loop.index }}/{{ loop.length }} {{ tag(message.role | upper, message.content.split('\n')[0].capitalize()) }}
   {% if message.role == 'assistant' %}
   {% generation %}
 {{ message.content.rstrip().replace('a', '4') }}
