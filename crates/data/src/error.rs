@@ -64,7 +64,7 @@ pub enum Error {
         what: String,
     },
     /// A token id that the vocabulary does not have.
-    #[error("{}: at byte {offset}: token id {id} is not below the vocabulary size {vocab_size}", path.display())]
+    #[error("{}: at byte {offset}: token id {id} is not below the vocabulary size {vocab_size}; tokenise with the right tokenizer", path.display())]
     Token {
         /// The `.bin` file.
         path: PathBuf,

@@ -57,7 +57,8 @@ const DOC_SUFFIX: &str = "#doc";
 pub struct GatherOptions {
     /// Stop once code and prose reach this many bytes; documentation prose comes on top.
     pub max_bytes: u64,
-    /// The largest share of `max_bytes` that one package may fill, in `0..=1`: some are mostly tables of constants.
+    /// The largest share of `max_bytes` that one package may fill, in `0..=1`: some are
+    /// mostly tables of constants. No less than twice an equal share.
     pub package_share: f64,
     /// Decides which files are looked at first.
     pub seed: u64,
@@ -65,7 +66,7 @@ pub struct GatherOptions {
 
 impl Default for GatherOptions {
     fn default() -> Self {
-        GatherOptions { max_bytes: 64 << 20, package_share: 0.03, seed: 0 }
+        GatherOptions { max_bytes: 32 << 20, package_share: 0.01, seed: 0 }
     }
 }
 

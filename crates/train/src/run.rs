@@ -8,7 +8,7 @@ mod setup;
 pub use setup::{DryRun, dry_run};
 
 use crate::ckpt::{self, CkptError};
-use crate::data::{self, DataError, EvalShards};
+use crate::data::{DataError, EvalShards};
 use crate::log::{EvalRecord, Observer, RunLog, StepRecord};
 use crate::mfu;
 use crate::recipe::{Plan, Recipe, RecipeError, trajectory, trajectory_sha256};
@@ -16,7 +16,6 @@ use crate::saver::{Outcome, Saver};
 use crate::state::{Context, RunState, StateError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use zamba::{Batch, Workspace, Zamba};
 use zamba_data::fs::Fs;
@@ -101,8 +100,8 @@ pub struct Job<'a> {
     pub fs: Arc<dyn Fs>,
     /// Where to compute.
     pub device: Arc<dyn Device>,
-    /// Set from a signal handler to save and leave.
-    pub stop: &'a AtomicBool,
+    /// Asked between passes: true means save and leave. Once true it must stay true.
+    pub stop: &'a dyn Fn() -> bool,
     /// Hears about steps, scores and troubles.
     pub observer: &'a mut dyn Observer,
 }
@@ -140,7 +139,7 @@ struct Run<'a> {
     plan: Plan,
     fs: Arc<dyn Fs>,
     out: &'a Path,
-    stop: &'a AtomicBool,
+    stop: &'a dyn Fn() -> bool,
     observer: &'a mut dyn Observer,
     device: Arc<dyn Device>,
     model: Zamba,
@@ -223,7 +222,7 @@ impl Run<'_> {
     }
 
     fn stopped(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
+        (self.stop)()
     }
 
     /// The rows of a step, from a thread that reads ahead.

@@ -2,7 +2,7 @@
 
 mod files;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -14,6 +14,7 @@ use zamba::checkpoint::{
     Checkpoint, FileDtype, LoadError, LoadOptions, SaveOptions, WriteError, narrow, save_folder, widen,
 };
 use zamba::config::LayerKind;
+use zamba::spec::{TensorKind, tensors};
 
 fn open(dir: &Path) -> Checkpoint {
     Checkpoint::open(dir, &LoadOptions::default()).unwrap()
@@ -60,9 +61,13 @@ fn what_is_saved_is_read_back() {
 fn saving_what_was_read_gives_the_same_bytes() {
     let dir = tempfile::tempdir().unwrap();
     let (one, two) = (dir.path().join("one"), dir.path().join("two"));
-    let options = SaveOptions { max_shard_bytes: 1000, ..options(FileDtype::Bf16) };
+    let a_log = tensors(&small_config()).into_iter().filter(|spec| spec.kind == TensorKind::ALog);
+    let exceptions: HashMap<_, _> = a_log.map(|spec| (spec.name, FileDtype::F32)).collect();
+    let options =
+        SaveOptions { max_shard_bytes: 1000, exceptions: exceptions.clone(), ..options(FileDtype::Bf16) };
     save(&one, &small_config(), &options);
     let checkpoint = open(&one);
+    assert_eq!(checkpoint.exceptions(), exceptions);
     save_folder(&two, &checkpoint.config, &options, &mut |spec, out| {
         out.resize(spec.len(), 0.0);
         checkpoint.read_f32(&spec.name, 0, out).map_err(io::Error::other)

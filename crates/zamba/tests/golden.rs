@@ -102,7 +102,6 @@ fn assert_logits(got: &[f32], want: &[f32], what: &str) {
     let range = f64::from(high - low);
     assert!(range > 1.0, "{what}: logits say nothing");
     let worst = got.iter().zip(want).map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max);
-    eprintln!("LOG {what} {:.1e}", worst / range);
     assert!(worst <= LOGITS * range, "{what}: logits differ by {:.2e} of their range", worst / range);
 }
 

@@ -132,7 +132,7 @@ fn the_post_processor_adds_known_tokens_and_few() {
     let fine = load(&with("/post_processor", template(json!([bos, text]), 3))).unwrap();
     assert_eq!(fine.encode("a", true).unwrap(), [3, 0]);
     let many = vec![bos; 500];
-    assert_invalid(&with("/post_processor", template(json!(many), 3)), "adds 499");
+    assert_invalid(&with("/post_processor", template(json!(many), 3)), "adds 500");
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum Rule {
     Extension,
     /// A lock file.
     Lock,
-    /// Data that tests read: not source code, in a folder such as `testdata`.
+    /// Data that tests read: in a folder such as `testdata` and not source code, or an expected output.
     TestData,
     /// A licence, by name or by its opening words.
     Licence,
@@ -38,7 +38,7 @@ pub enum Rule {
     TooLarge,
     /// Holds a NUL byte or is not UTF-8.
     Binary,
-    /// Says of itself that a program wrote it.
+    /// Says of itself, or by its name, that a program wrote it.
     Generated,
     /// Lines too long to have been typed.
     LongLines,
@@ -96,6 +96,12 @@ pub(super) fn by_name(path: &str) -> Result<Kind, Rule> {
     }
     if extension == "lock" || matches!(name, "package-lock.json" | "go.sum") {
         return Err(Rule::Lock);
+    }
+    if name.starts_with("gen_") || stem.ends_with("_generated") || stem == "generated" {
+        return Err(Rule::Generated);
+    }
+    if name.contains(".expected.") || parts.clone().any(|folder| folder == "expected") {
+        return Err(Rule::TestData);
     }
     // Cargo publishes a generated Cargo.toml and keeps the author's beside it.
     if name == "cargo.toml.orig" || CODE.contains(&extension) {
@@ -221,6 +227,11 @@ mod tests {
             ("copying.txt", Err(Rule::Licence)),
             ("UNLICENSE", Err(Rule::Licence)),
             ("Cargo.lock", Err(Rule::Lock)),
+            ("src/features/gen_Document.rs", Err(Rule::Generated)),
+            ("src/db/generated.rs", Err(Rule::Generated)),
+            ("src/generate.rs", Ok(Kind::Code)),
+            ("src/out/expected/enum.rs", Err(Rule::TestData)),
+            ("src/out/enum.expected.rs", Err(Rule::TestData)),
             ("tests/data/good.txt", Err(Rule::TestData)),
             ("benches/data/novel.txt", Err(Rule::TestData)),
             ("a/testdata/x.md", Err(Rule::TestData)),

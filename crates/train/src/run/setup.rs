@@ -10,7 +10,6 @@ use crate::saver::Saver;
 use crate::state::RunState;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use zamba::{Workspace, Zamba, ZambaConfig};
 use zamba_data::fs::Fs;
 use zamba_kernels::Dtype;

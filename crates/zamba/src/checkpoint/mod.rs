@@ -151,6 +151,15 @@ impl Checkpoint {
         self.find(name).unwrap_or_else(|error| panic!("{error}")).1.dtype
     }
 
+    /// The tensors that are not stored as `config.dtype` says, for saving a copy that is stored alike.
+    pub fn exceptions(&self) -> HashMap<String, FileDtype> {
+        let stored = self.specs.iter().zip(&self.located);
+        stored
+            .filter(|(_, place)| place.dtype != self.config.dtype)
+            .map(|(spec, place)| (spec.name.clone(), place.dtype))
+            .collect()
+    }
+
     /// Reads numbers `at .. at + out.len()` of a tensor, widened exactly from however they are stored.
     ///
     /// # Errors

@@ -1,5 +1,6 @@
 //! Publishing a model folder: complete under its name, or not there at all.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -16,8 +17,11 @@ use crate::spec::{TensorSpec, tensors};
 /// What to write beside the weights, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SaveOptions {
-    /// Storage of every tensor; stated in `config.json` too.
+    /// Storage of every tensor but the exceptions; stated in `config.json` too.
     pub dtype: FileDtype,
+    /// Tensors stored otherwise, by name. `transformers` 5 holds `A_log` of a 16-bit model in f32 and
+    /// saves it so; see [`Checkpoint::exceptions`](super::Checkpoint::exceptions).
+    pub exceptions: HashMap<String, FileDtype>,
     /// Most bytes of tensors in a file; a larger model is cut into shards with an index. A tensor larger
     /// than this gets a shard of its own.
     pub max_shard_bytes: u64,
@@ -35,11 +39,22 @@ impl Default for SaveOptions {
     fn default() -> Self {
         SaveOptions {
             dtype: FileDtype::Bf16,
+            exceptions: HashMap::new(),
             max_shard_bytes: 5_000_000_000,
             files: Vec::new(),
             manifest: true,
             replace: false,
         }
+    }
+}
+
+impl SaveOptions {
+    fn dtype_of(&self, spec: &TensorSpec) -> FileDtype {
+        self.exceptions.get(&spec.name).copied().unwrap_or(self.dtype)
+    }
+
+    fn bytes(&self, spec: &TensorSpec) -> u64 {
+        spec.len() as u64 * self.dtype_of(spec).size() as u64
     }
 }
 
@@ -196,6 +211,7 @@ impl NewFolder {
         source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
     ) -> Result<(), WriteError> {
         let specs = tensors(config);
+        let bytes = specs.iter().map(|spec| options.bytes(spec)).sum::<u64>();
         let shards = shards(&specs, options);
         let mut map = Map::new();
         for (i, shard) in shards.iter().enumerate() {
@@ -203,11 +219,10 @@ impl NewFolder {
                 1 => SINGLE.to_owned(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
             };
-            self.shard(&name, shard, options.dtype, source)?;
+            self.shard(&name, shard, options, source)?;
             map.extend(shard.iter().map(|spec| (spec.name.clone(), json!(name))));
         }
         if shards.len() > 1 {
-            let bytes = config.bytes_of_weights(options.dtype);
             let metadata = json!({ "total_parameters": config.parameters(), "total_size": bytes });
             let index = json!({ "metadata": metadata, "weight_map": map });
             self.file(INDEX, format!("{index:#}\n").as_bytes())?;
@@ -219,10 +234,11 @@ impl NewFolder {
         &mut self,
         name: &str,
         specs: &[TensorSpec],
-        dtype: FileDtype,
+        options: &SaveOptions,
         source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
     ) -> Result<(), WriteError> {
-        let entries: Vec<WriteEntry> = specs.iter().map(|spec| WriteEntry::of(spec, dtype)).collect();
+        let entries: Vec<WriteEntry> =
+            specs.iter().map(|spec| WriteEntry::of(spec, options.dtype_of(spec))).collect();
         let mut file = self.create(name)?;
         let mut values = Vec::new();
         write_safetensors(&mut file, &entries, &mut |i, sink| {
@@ -239,7 +255,7 @@ fn shards(specs: &[TensorSpec], options: &SaveOptions) -> Vec<Vec<TensorSpec>> {
     let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
     let mut room = options.max_shard_bytes;
     for spec in specs {
-        let bytes = spec.len() as u64 * options.dtype.size() as u64;
+        let bytes = options.bytes(spec);
         match shards.last_mut() {
             Some(last) if bytes <= room || last.is_empty() => last.push(spec.clone()),
             _ => {

@@ -216,9 +216,12 @@ fn byte_of(token: &str) -> Option<u8> {
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
 
-/// Ends a run of byte tokens.
+/// Ends a run of byte tokens. No run gives no token: an empty one would count as a word further on.
 fn flush_bytes(bytes: &mut Vec<u8>, out: &mut Vec<String>) {
     let count = bytes.len();
+    if count == 0 {
+        return;
+    }
     let text = String::from_utf8(std::mem::take(bytes));
     out.extend(text.map_or_else(|_| vec!["\u{FFFD}".to_owned(); count], |text| vec![text]));
 }
