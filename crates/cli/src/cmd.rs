@@ -2,8 +2,10 @@
 
 pub(crate) mod chat;
 pub(crate) mod convert;
+pub(crate) mod data;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod init;
 pub(crate) mod score;
+pub(crate) mod train;

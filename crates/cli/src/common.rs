@@ -201,6 +201,28 @@ fn hub(name: &Path, _offline: bool) -> anyhow::Result<PathBuf> {
     bail!("there is no folder {}; give a model folder, or owner/name of a model on the hub", name.display())
 }
 
+/// Reads sizes such as `500MB` and `2GiB`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let error = || format!("`{text}` is not a size such as 500MB, 5GB or 2GiB");
+    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor: u64 = match unit.trim().to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "TB" => 1_000_000_000_000,
+        "KIB" => 1 << 10,
+        "MIB" => 1 << 20,
+        "GIB" => 1 << 30,
+        "TIB" => 1 << 40,
+        _ => return Err(error()),
+    };
+    let number: f64 = number.parse().map_err(|_| error())?;
+    let bytes = number * factor as f64;
+    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +234,16 @@ mod tests {
         for tokens in [1 << 50, u64::MAX] {
             let error = format!("{:#}", check_context(&config, tokens).unwrap_err());
             assert!(error.contains("--ctx") && error.contains(&tokens.to_string()), "{error}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_read_as_huggingface_reads_them() {
+        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
+        assert_eq!(parse_size("1.5 MiB"), Ok(3 << 19));
+        assert_eq!(parse_size("100"), Ok(100));
+        for bad in ["", "GB", "5XB", "-5GB", "0", "1e400", "nan"] {
+            assert!(parse_size(bad).is_err(), "{bad}");
         }
     }
 }

@@ -8,6 +8,7 @@
 mod cmd;
 mod common;
 mod cost;
+mod demo;
 mod error;
 mod file;
 mod interrupt;
@@ -31,12 +32,15 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Init(cmd::init::Args),
     Info(cmd::info::Args),
     Generate(cmd::generate::Args),
     Chat(cmd::chat::Args),
     Score(cmd::score::Args),
     Convert(cmd::convert::Args),
+    Train(cmd::train::Args),
+    Data(cmd::data::Args),
     Eval(cmd::eval::Args),
 }
 
@@ -55,12 +59,15 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<()> {
     match command {
+        Command::Demo(args) => demo::run(&args),
         Command::Init(args) => cmd::init::run(&args),
         Command::Info(args) => cmd::info::run(&args),
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Score(args) => cmd::score::run(&args),
         Command::Convert(args) => cmd::convert::run(&args),
+        Command::Train(args) => cmd::train::run(&args),
+        Command::Data(args) => cmd::data::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
     }
 }

@@ -27,14 +27,18 @@ pub(crate) struct Progress {
 }
 
 impl Progress {
-    /// A bar for `total` units of work under a title.
+    /// A bar for `total` units of work under a title; 0 stands for an amount that nobody knows.
     pub(crate) fn new(title: &str, total: u64, unit: Unit) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::hidden());
-        let counts = match unit {
-            Unit::Bytes => "{binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec}".to_owned(),
-            Unit::Items(name) => format!("{{human_pos}}/{{human_len}} {name}"),
+        let known = Some(total).filter(|&total| total > 0);
+        let bar = ProgressBar::with_draw_target(known, ProgressDrawTarget::hidden());
+        let template = match (unit, known) {
+            (Unit::Bytes, Some(_)) => "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}".to_owned(),
+            (Unit::Bytes, None) => "{prefix} {spinner} {binary_bytes} {msg}".to_owned(),
+            (Unit::Items(name), Some(_)) => {
+                format!("{{prefix}} {{wide_bar}} {{human_pos}}/{{human_len}} {name} {{msg}} {{eta}}")
+            }
+            (Unit::Items(name), None) => format!("{{prefix}} {{spinner}} {{human_pos}} {name} {{msg}}"),
         };
-        let template = format!("{{prefix}} {{wide_bar}} {counts} {{eta}} {{msg}}");
         if let Ok(style) = ProgressStyle::with_template(&template) {
             bar.set_style(style);
         }
@@ -42,9 +46,17 @@ impl Progress {
         Progress { bar, started: Instant::now(), shown: false }
     }
 
+    /// As [`Progress::new`], for work of which the first part was done before.
+    pub(crate) fn resumed(title: &str, done: u64, total: u64, unit: Unit) -> Self {
+        let progress = Progress::new(title, total, unit);
+        progress.bar.set_position(done);
+        progress.bar.reset_eta();
+        progress
+    }
+
     /// Moves to an absolute position.
     pub(crate) fn set(&mut self, position: u64) {
-        if !self.shown && self.started.elapsed() > PATIENCE && stderr().is_terminal() {
+        if !self.shown && self.started.elapsed() > PATIENCE && self.draws() {
             self.bar.set_draw_target(ProgressDrawTarget::stderr_with_hz(RATE));
             self.shown = true;
         }
@@ -56,9 +68,34 @@ impl Progress {
         self.set(self.bar.position() + amount);
     }
 
+    /// Shows a few words behind the counts.
+    pub(crate) fn message(&mut self, words: &str) {
+        self.bar.set_message(words.to_owned());
+    }
+
+    /// Prints something else without the bar in between.
+    pub(crate) fn aside(&mut self, print: impl FnOnce()) {
+        self.bar.suspend(print);
+    }
+
     /// Corrects the amount of work, where it becomes known only on the way.
     pub(crate) fn set_total(&mut self, total: u64) {
         self.bar.set_length(total);
+    }
+
+    /// Words beside the bar.
+    pub(crate) fn say(&self, words: &str) {
+        self.bar.set_message(words.to_owned());
+    }
+
+    /// Whether there is a terminal to draw on.
+    pub(crate) fn draws(&self) -> bool {
+        stderr().is_terminal()
+    }
+
+    /// Prints something without tearing the bar.
+    pub(crate) fn suspend(&self, print: impl FnOnce()) {
+        self.bar.suspend(print);
     }
 }
 

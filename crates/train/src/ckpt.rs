@@ -474,6 +474,17 @@ pub fn newest(fs: &dyn Fs, root: &Path, tell: &mut dyn FnMut(String)) -> Result<
     Err(CkptError::NoneVerifies { path: root.to_owned(), found: steps.len() })
 }
 
+/// Finishes what a killed process may have left undone after its last rename: the name is made durable,
+/// `LATEST` points to it, and what should have been pruned is. `dir` was found by [`newest`].
+///
+/// # Errors
+/// If the disk fails; the checkpoint is as good as before.
+pub fn settle(fs: &dyn Fs, root: &Path, dir: &Path, keep: usize) -> Result<()> {
+    fs.sync_dir(root).at("sync", root)?;
+    point_latest(fs, root, dir)?;
+    prune(fs, root, keep, &mut Known::default())
+}
+
 /// What one process knows about the checkpoints of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Known {

@@ -120,7 +120,7 @@ impl RunState {
         let host = |buf: &Buf| {
             let mut values = vec![0.0; buf.len()];
             dev.download(&mut values, buf, 0);
-            Arc::<[f32]>::from(values)
+            Arc::new(values)
         };
         let weights = host(&self.weights);
         let published = context.config.dtype;
@@ -174,7 +174,7 @@ fn tensor_file(
     name: &str,
     dtype: FileDtype,
     specs: &Arc<[TensorSpec]>,
-    buffers: &[(&str, Arc<[f32]>)],
+    buffers: &[(&str, Arc<Vec<f32>>)],
 ) -> FileJob {
     let entries: Vec<WriteEntry> = buffers
         .iter()
@@ -186,7 +186,7 @@ fn tensor_file(
         .collect();
     let values: usize = buffers.iter().map(|(_, values)| values.len()).sum();
     let header: usize = entries.iter().map(|e| e.name.len() + 128).sum();
-    let buffers: Vec<Arc<[f32]>> = buffers.iter().map(|(_, values)| values.clone()).collect();
+    let buffers: Vec<Arc<Vec<f32>>> = buffers.iter().map(|(_, values)| values.clone()).collect();
     let (specs, names) = (specs.clone(), entries);
     let write = move |out: &mut dyn Write| -> io::Result<()> {
         let starts: Vec<usize> = specs

@@ -47,6 +47,21 @@ fn bf16_and_recomputation_resume_bit_for_bit_too() {
 }
 
 #[test]
+fn the_memory_of_the_guards_is_part_of_the_state() {
+    let recipe =
+        recipe(&["guard.spike_window=3", "guard.spike_sigmas=1.2", "guard.max_consecutive_skips=20"]);
+    let whole = World::new();
+    let skipped = whole.train(&recipe, false, Stop::Never).unwrap().skipped;
+    assert!((1..15).contains(&skipped), "{skipped} steps are skipped");
+    for step in 1..20 {
+        let cut = World::new();
+        cut.train(&recipe, false, Stop::AfterStep(step)).unwrap();
+        cut.train(&recipe, true, Stop::Never).unwrap();
+        assert_eq!(cut.state_files(20), whole.state_files(20), "stopped after step {step}");
+    }
+}
+
+#[test]
 fn recomputation_changes_no_bit() {
     let (a, b) = (World::new(), World::new());
     a.train(&recipe(&[]), false, Stop::Never).unwrap();

@@ -78,7 +78,7 @@ impl Workspace {
     /// If a span does not continue its slot: its position must be 0 or where the slot stands, and its
     /// end within the context length; each slot may occur once.
     pub fn infer<'a>(&self, batch: Batch, mut state: Option<&'a mut State>) -> Ctx<'a> {
-        self.pool.restart_ids();
+        self.pool.begin_pass();
         match state.as_deref_mut() {
             Some(s) => s.advance(&batch.spans),
             None => assert!(batch.spans.iter().all(|s| s.pos == 0), "continuing a sequence needs its state"),
@@ -92,14 +92,14 @@ impl Workspace {
     /// # Panics
     /// If a span does not begin at position 0.
     pub fn train(&self, batch: Batch, recompute_layers: bool) -> Ctx<'static> {
-        self.pool.restart_ids();
+        self.pool.begin_pass();
         assert!(batch.spans.iter().all(|s| s.pos == 0), "training spans begin at position 0");
         Ctx { env: self.env(batch), state: None, tape: Some(vec![]), recompute_layers }
     }
 
-    /// Bytes that activations have ever needed at once, by size class.
-    pub fn allocated_bytes(&self) -> usize {
-        self.pool.allocated_bytes()
+    /// Bytes of memory for activations, in use or kept for the next pass.
+    pub fn held_bytes(&self) -> usize {
+        self.pool.held_bytes()
     }
 
     fn env(&self, batch: Batch) -> Rc<Env> {

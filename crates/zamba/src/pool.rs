@@ -66,12 +66,24 @@ impl Drop for Var {
     }
 }
 
+/// Passes that free memory of a size survives without being used. Batches cut documents differently, so
+/// some sizes never come back; without a limit they would add up over a long run.
+const KEEP_PASSES: u64 = 8;
+
 /// Free activations keyed by number of elements, and the source of their identities.
 pub(crate) struct Pool {
     dev: Arc<dyn Device>,
-    free: RefCell<HashMap<usize, Vec<Rc<VarData>>>>,
+    free: RefCell<HashMap<usize, Class>>,
     next_id: Cell<usize>,
-    allocated: Cell<usize>,
+    pass: Cell<u64>,
+    held: Cell<usize>,
+}
+
+/// Free memory of one size.
+#[derive(Default)]
+struct Class {
+    free: Vec<Rc<VarData>>,
+    last_used: u64,
 }
 
 impl Pool {
@@ -80,7 +92,8 @@ impl Pool {
             dev,
             free: RefCell::new(HashMap::new()),
             next_id: Cell::new(0),
-            allocated: Cell::new(0),
+            pass: Cell::new(0),
+            held: Cell::new(0),
         })
     }
 
@@ -88,27 +101,39 @@ impl Pool {
         &self.dev
     }
 
-    /// Starts numbering values from 0 again. Only valid while no tape is alive.
-    pub(crate) fn restart_ids(&self) {
+    /// Begins a pass: numbers values from 0 again and lets go of sizes that have fallen out of use. Only
+    /// valid while no tape is alive.
+    pub(crate) fn begin_pass(&self) {
         self.next_id.set(0);
+        let pass = self.pass.replace(self.pass.get() + 1) + 1;
+        self.free.borrow_mut().retain(|len, class| {
+            let keep = pass - class.last_used <= KEEP_PASSES;
+            if !keep {
+                self.held.set(self.held.get() - class.free.len() * len * 4);
+            }
+            keep
+        });
     }
 
     pub(crate) fn ids(&self) -> usize {
         self.next_id.get()
     }
 
-    /// Bytes that the pool has ever asked the device for.
-    pub(crate) fn allocated_bytes(&self) -> usize {
-        self.allocated.get()
+    /// Bytes of all activations, in use or free.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.held.get()
     }
 
     /// Memory with unspecified contents.
     pub(crate) fn take(self: &Rc<Self>, rows: usize, cols: usize) -> Var {
         let id = self.next_id.replace(self.next_id.get() + 1);
         let len = rows * cols;
-        let reused = self.free.borrow_mut().get_mut(&len).and_then(Vec::pop);
+        let reused = self.free.borrow_mut().get_mut(&len).and_then(|class| {
+            class.last_used = self.pass.get();
+            class.free.pop()
+        });
         let mut data = reused.unwrap_or_else(|| {
-            self.allocated.set(self.allocated.get() + len * 4);
+            self.held.set(self.held.get() + len * 4);
             Rc::new(VarData { id: 0, rows: 0, cols: 0, buf: self.dev.alloc(Dtype::F32, len) })
         });
         let d = Rc::get_mut(&mut data).expect("free memory is not shared");
@@ -124,6 +149,33 @@ impl Pool {
     }
 
     fn put(&self, data: Rc<VarData>) {
-        self.free.borrow_mut().entry(data.buf.len()).or_default().push(data);
+        let mut free = self.free.borrow_mut();
+        let class = free.entry(data.buf.len()).or_default();
+        class.last_used = self.pass.get();
+        class.free.push(data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zamba_kernels::reference::Reference;
+
+    #[test]
+    fn memory_comes_back_and_sizes_that_fall_out_of_use_are_let_go() {
+        let pool = Pool::new(Arc::new(Reference::new()));
+        let a = pool.take(3, 5);
+        let shared = a.clone();
+        drop(a);
+        assert_eq!(shared.rows(), 3);
+        drop(shared);
+        let b = pool.take(5, 3);
+        assert_eq!(pool.held_bytes(), 60, "the same memory serves another shape");
+        drop(b);
+        for size in 1..=100 {
+            pool.begin_pass();
+            drop(pool.take(1, 1000 + size));
+        }
+        assert!(pool.held_bytes() <= 4 * 1101 * (KEEP_PASSES as usize + 1), "{}", pool.held_bytes());
     }
 }

@@ -91,7 +91,9 @@ pub enum SamplerError {
         vocab: usize,
     },
     /// Every logit is NaN or negative infinity.
-    #[error("all {vocab} logits are nan or minus infinity; the weights are damaged or logit_bias bans every token")]
+    #[error(
+        "all {vocab} logits are nan or minus infinity; the weights are damaged or logit_bias bans every token"
+    )]
     NothingToChoose {
         /// Length of the row.
         vocab: usize,
@@ -237,7 +239,11 @@ impl Sampler {
         let config = &self.config;
         for (&id, &count) in &self.counts {
             if let Some(logit) = logits.get_mut(id as usize) {
-                *logit = if *logit > 0.0 { *logit / config.repeat_penalty } else { *logit * config.repeat_penalty };
+                *logit = if *logit > 0.0 {
+                    *logit / config.repeat_penalty
+                } else {
+                    *logit * config.repeat_penalty
+                };
                 *logit -= count as f32 * config.frequency_penalty + config.presence_penalty;
             }
         }

@@ -21,6 +21,9 @@ pub use clock::CivilTime;
 use crate::tokenizer::{Settings, TokenizerError, read_json_object, read_text};
 
 /// Instructions of one rendering; creating data costs too, about one per 64 bytes, so memory stays near 64 MB.
+///
+/// One gap is known: `minijinja` 3.1 charges nothing for adding lists to each other, so a template that doubles a list some
+/// thirty times can still exhaust memory. Published templates do not add lists; use templates of strangers with that in mind.
 const FUEL: u64 = 1_000_000;
 
 /// Longest rendered text, in bytes.
@@ -55,7 +58,9 @@ pub enum TemplateError {
     #[error(transparent)]
     File(#[from] TokenizerError),
     /// `chat_template` is neither text nor a list of named texts.
-    #[error("chat_template is neither a string nor a list of objects with name and template; correct tokenizer_config.json")]
+    #[error(
+        "chat_template is neither a string nor a list of objects with name and template; correct tokenizer_config.json"
+    )]
     Form,
     /// Several templates, none of them the default.
     #[error("chat_template has no template named default, only {names}; name one of them default")]
@@ -257,10 +262,11 @@ fn without_generation_tags(source: &str) -> String {
         text.push_str(before);
         let sign = tag.len() - tag.trim_start_matches(['-', '+']).len();
         let word = tag[sign..].trim_start();
-        let replaced = [("endgeneration", "endwith"), ("generation", "with")].into_iter().find_map(|(from, to)| {
-            let end = word.strip_prefix(from)?;
-            end.trim_start().trim_start_matches(['-', '+']).starts_with("%}").then_some((to, end))
-        });
+        let replaced =
+            [("endgeneration", "endwith"), ("generation", "with")].into_iter().find_map(|(from, to)| {
+                let end = word.strip_prefix(from)?;
+                end.trim_start().trim_start_matches(['-', '+']).starts_with("%}").then_some((to, end))
+            });
         match replaced {
             Some((to, end)) => {
                 text.push_str(&tag[..sign]);
@@ -304,7 +310,10 @@ mod tests {
         let cases = [
             ("{% generation %}x{% endgeneration %}", "{% with %}x{% endwith %}"),
             ("{%- generation -%}x{%-endgeneration%}", "{%- with -%}x{%- endwith %}"),
-            ("{% if generation %}{{ generation }}{% generations %}", "{% if generation %}{{ generation }}{% generations %}"),
+            (
+                "{% if generation %}{{ generation }}{% generations %}",
+                "{% if generation %}{{ generation }}{% generations %}",
+            ),
             ("{% generation", "{% generation"),
             ("no tags {", "no tags {"),
         ];

@@ -88,7 +88,8 @@ impl Tokenizer {
         let settings = Settings::read(dir, &text, &checked.added)?;
         let refused = |message: String| TokenizerError::Refused { path: path.clone(), message };
 
-        let mut library = quiet::catch(|| Library::from_str(&text)).map_err(refused)?.map_err(|e| refused(one_line(e)))?;
+        let mut library =
+            quiet::catch(|| Library::from_str(&text)).map_err(refused)?.map_err(|e| refused(one_line(e)))?;
         quiet::catch(|| shape(&mut library, &settings)).map_err(refused)?.map_err(refused)?;
         let inner = Inner::new(&path, library, &settings, checked.warnings)?;
         let tokenizer = Self { inner: Arc::new(inner) };
@@ -185,7 +186,10 @@ impl Tokenizer {
         let inside = self.encode("a", false)?.len();
         let ids = self.encode("a", true)?;
         if ids.len() > inside + MAX_AROUND {
-            return Err(invalid(format!("post_processor adds {} tokens to a text; at most {MAX_AROUND}", ids.len() - inside)));
+            return Err(invalid(format!(
+                "post_processor adds {} tokens to a text; at most {MAX_AROUND}",
+                ids.len() - inside
+            )));
         }
         if let Some(id) = ids.iter().find(|&&id| self.inner.kind(id) == IdKind::Unknown) {
             return Err(invalid(format!("post_processor adds token {id}, which is not in the vocabulary")));
@@ -211,8 +215,9 @@ impl Inner {
                 return Err(TokenizerError::Invalid { path: path.to_owned(), what });
             }
             // The library decides by the form that decoding sees, which normalisation may have changed.
-            let special =
-                library.id_to_token(id).is_some_and(|form| library.get_added_vocabulary().is_special_token(&form));
+            let special = library
+                .id_to_token(id)
+                .is_some_and(|form| library.get_added_vocabulary().is_special_token(&form));
             ids[id as usize] = if special { IdKind::Special } else { IdKind::Ordinary };
         }
         let id_of = |name: &str| settings.named(name).and_then(|token| library.token_to_id(token));
@@ -220,7 +225,10 @@ impl Inner {
         let eos_ids = settings.generation_eos_ids.clone().unwrap_or_else(|| eos.into_iter().collect());
         let is_bpe = matches!(library.get_model(), ModelWrapper::BPE(_));
         if settings.clean_up && is_bpe {
-            warnings.push("clean_up_tokenization_spaces is ignored for a bpe tokenizer: it would damage text".to_owned());
+            warnings.push(
+                "clean_up_tokenization_spaces is ignored for a bpe tokenizer: it would damage text"
+                    .to_owned(),
+            );
         }
         Ok(Self {
             vocab_size: vocab.len(),
@@ -302,7 +310,8 @@ fn shape_as_llama(library: &mut Library, settings: &Settings) -> Result<(), Stri
 /// Adds the tokens that the files around `tokenizer.json` name and it lacks, in the order of `transformers`.
 fn add_tokens(library: &mut Library, settings: &Settings) -> Result<(), String> {
     let present = library.get_added_tokens_decoder();
-    let present: HashMap<&str, &AddedToken> = present.values().map(|token| (token.content.as_str(), token)).collect();
+    let present: HashMap<&str, &AddedToken> =
+        present.values().map(|token| (token.content.as_str(), token)).collect();
     let named: HashSet<&str> = settings.special.iter().map(|token| token.content.as_str()).collect();
     let mut known: HashSet<&str> = present.keys().copied().collect();
     let mut wanted: Vec<AddedToken> = Vec::new();

@@ -336,6 +336,27 @@ fn further_files_are_published_with_the_weights_and_stay_inside() {
     }
 }
 
+/// transformers 5 shares the block of an untied model only if every layer's copy is in the file.
+#[test]
+fn an_untied_model_is_written_with_its_shared_block_under_every_hybrid_layer() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("m");
+    let config = ZambaConfig { tie_word_embeddings: false, ..small_config() };
+    let mut asked = 0;
+    save_folder(&folder, &config, &SaveOptions { max_shard_bytes: 300, ..plain() }, &mut |spec, out| {
+        asked += 1;
+        out.extend(values(&config, spec));
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(asked, tensors(&config).len());
+    let index = fs::read_to_string(folder.join("model.safetensors.index.json")).unwrap();
+    assert!(index.contains("model.layers.3.shared_transf.self_attn.q_proj.weight"));
+    let checkpoint = open(&folder);
+    assert_eq!(checkpoint.total_bytes(), config.bytes_of_weights(FileDtype::F32));
+    assert_holds_values(&checkpoint, &config);
+}
+
 /// A model without hybrid layers has no shared block, in the file as in the list.
 #[test]
 fn a_stack_of_mamba_layers_alone_is_saved_and_read() {

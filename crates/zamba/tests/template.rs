@@ -21,7 +21,9 @@ struct Goldens {
 }
 
 fn special() -> Vec<(String, String)> {
-    [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "[PAD]")].map(|(a, b)| (a.into(), b.into())).to_vec()
+    [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "[PAD]")]
+        .map(|(a, b)| (a.into(), b.into()))
+        .to_vec()
 }
 
 fn render(source: &str) -> Result<String, TemplateError> {
@@ -70,12 +72,17 @@ fn the_template_file_wins_and_named_lists_have_a_default() {
     let config = ("tokenizer_config.json", r#"{"chat_template": "config {{ messages[0].content }}"}"#);
     assert_eq!(from_dir(&[config]).unwrap().unwrap(), "config hi");
     assert_eq!(from_dir(&[config, ("chat_template.jinja", "file\n")]).unwrap().unwrap(), "file");
-    let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
+    let list =
+        r#"{"chat_template": [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]}"#;
     assert_eq!(from_dir(&[("tokenizer_config.json", list)]).unwrap().unwrap(), "d");
     let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"}]}"#;
     let error = from_dir(&[("tokenizer_config.json", list)]).unwrap_err();
     assert!(matches!(&error, TemplateError::NoDefault { names } if names == "tool_use"), "{error}");
-    for form in [r#"{"chat_template": 3}"#, r#"{"chat_template": [{"name": "default"}]}"#, r#"{"chat_template": ["x"]}"#] {
+    for form in [
+        r#"{"chat_template": 3}"#,
+        r#"{"chat_template": [{"name": "default"}]}"#,
+        r#"{"chat_template": ["x"]}"#,
+    ] {
         assert!(matches!(from_dir(&[("tokenizer_config.json", form)]), Err(TemplateError::Form)), "{form}");
     }
 }
@@ -88,7 +95,8 @@ fn special_tokens_come_from_the_files() {
 
 #[test]
 fn the_date_exists_only_if_the_caller_gives_one() {
-    let source = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}";
+    let source =
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% else %}26 Jul 2024{% endif %}";
     assert_eq!(render(source).unwrap(), "26 Jul 2024");
     let mut template = ChatTemplate::new(source, special()).unwrap();
     template.set_now(CivilTime::from_seconds(1_000_000_000));
@@ -118,7 +126,8 @@ fn output_is_capped() {
 
 #[test]
 fn templates_reach_nothing_outside() {
-    for source in ["{% include '/etc/passwd' %}", "{% import 'x' as y %}", "{{ messages.__class__.__mro__ }}"] {
+    for source in ["{% include '/etc/passwd' %}", "{% import 'x' as y %}", "{{ messages.__class__.__mro__ }}"]
+    {
         assert!(render(source).is_err(), "{source}");
     }
 }

@@ -43,7 +43,8 @@ fn stream(tokenizer: &Tokenizer, ids: &[u32], skip_special: bool) -> String {
 
 #[test]
 fn every_folder_behaves_as_in_transformers() {
-    let goldens: BTreeMap<String, Golden> = serde_json::from_str(include_str!("data/tokenizer_goldens.json")).unwrap();
+    let goldens: BTreeMap<String, Golden> =
+        serde_json::from_str(include_str!("data/tokenizer_goldens.json")).unwrap();
     assert!(goldens.len() >= 5);
     for (name, golden) in goldens {
         let tokenizer = Tokenizer::from_dir(&folder(&name)).unwrap();
@@ -98,7 +99,8 @@ fn truncation_padding_and_dropout_do_not_change_a_text() {
     let dir = tempfile::tempdir().unwrap();
     let text = std::fs::read_to_string(folder("byte_level").join("tokenizer.json")).unwrap();
     let mut json: serde_json::Value = serde_json::from_str(&text).unwrap();
-    json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
+    json["truncation"] =
+        serde_json::json!({"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0});
     json["padding"] = serde_json::json!({"strategy": {"Fixed": 50}, "direction": "Left", "pad_to_multiple_of": null,
         "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"});
     json["model"]["dropout"] = serde_json::json!(0.9);
@@ -113,7 +115,10 @@ fn truncation_padding_and_dropout_do_not_change_a_text() {
 fn a_missing_file_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let error = Tokenizer::from_dir(dir.path()).unwrap_err();
-    assert!(matches!(&error, TokenizerError::Missing { path } if path.ends_with("tokenizer.json")), "{error}");
+    assert!(
+        matches!(&error, TokenizerError::Missing { path } if path.ends_with("tokenizer.json")),
+        "{error}"
+    );
 }
 
 #[test]
@@ -123,7 +128,11 @@ fn megabytes_of_one_character_are_encoded_whole() {
         for unit in ["a", " ", "\n", "é", "ab ", "🎉"] {
             let text = unit.repeat((1 << 18) / unit.len());
             let ids = tokenizer.encode(&text, false).unwrap();
-            assert_eq!(tokenizer.decode(&ids, false).unwrap().trim_start(), text.trim_start(), "{name} {unit:?}");
+            assert_eq!(
+                tokenizer.decode(&ids, false).unwrap().trim_start(),
+                text.trim_start(),
+                "{name} {unit:?}"
+            );
         }
     }
 }

@@ -109,7 +109,10 @@ fn ids_stay_in_proportion_to_the_file() {
 #[test]
 fn parts_that_panic_when_used_are_refused() {
     let strip = json!({"type": "Strip", "content": " ", "start": 0, "stop": 1});
-    assert_invalid(&with("/decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]})), "stop");
+    assert_invalid(
+        &with("/decoder", json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip]})),
+        "stop",
+    );
     assert_invalid(&with("/pre_tokenizer", json!({"type": "FixedLength", "length": 0})), "length 0");
     let mut deep = json!({"type": "Fuse"});
     for _ in 0..40 {
@@ -193,7 +196,8 @@ fn the_small_files_are_checked() {
 #[test]
 fn a_file_with_any_one_value_changed_gets_a_verdict() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers");
-    let mut mistral: Value = serde_json::from_str(&std::fs::read_to_string(root.join("mistral/tokenizer.json")).unwrap()).unwrap();
+    let mut mistral: Value =
+        serde_json::from_str(&std::fs::read_to_string(root.join("mistral/tokenizer.json")).unwrap()).unwrap();
     // The long lists only repeat themselves.
     let vocab = mistral["model"]["vocab"].as_object_mut().unwrap();
     vocab.retain(|piece, id| id.as_u64() < Some(12) || piece == "▁" || piece == "e" || piece == "▁e");
@@ -201,7 +205,17 @@ fn a_file_with_any_one_value_changed_gets_a_verdict() {
     mistral["model"]["vocab"]["▁e"] = json!(400);
     let mut places = Vec::new();
     pointers(&mistral, String::new(), &mut places);
-    let odd = [Value::Null, json!(true), json!(-1), json!(u64::MAX), json!(""), json!("▁"), json!("é🎉"), json!([]), json!({})];
+    let odd = [
+        Value::Null,
+        json!(true),
+        json!(-1),
+        json!(u64::MAX),
+        json!(""),
+        json!("▁"),
+        json!("é🎉"),
+        json!([]),
+        json!({}),
+    ];
     let (mut accepted, mut refused) = (0, 0);
     for place in &places {
         for value in &odd {

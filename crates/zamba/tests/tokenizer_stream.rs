@@ -7,11 +7,16 @@ use zamba::tokenizer::Tokenizer;
 
 /// A vocabulary with every kind of token that the decoders treat specially.
 fn pieces() -> Vec<String> {
-    let mut pieces: Vec<String> =
-        ["<unk>", "<s>", "▁", "▁▁", "▁a", "b▁", "##b", "##", "a</w>", "</w>", "Ġ", "Ġa", "Ċ", "Ã", "©", "âĤ", "¬", "ðŁ", "İ", "ĩ"]
-            .map(str::to_owned)
-            .to_vec();
-    pieces.extend(["é", "日", " ", "  x", "|", "<pad>", ".", "n't", "\u{FFFD}", "<0x+F>", "<0xZZ>", "e", "Ġ日"].map(str::to_owned));
+    let mut pieces: Vec<String> = [
+        "<unk>", "<s>", "▁", "▁▁", "▁a", "b▁", "##b", "##", "a</w>", "</w>", "Ġ", "Ġa", "Ċ", "Ã", "©", "âĤ",
+        "¬", "ðŁ", "İ", "ĩ",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    pieces.extend(
+        ["é", "日", " ", "  x", "|", "<pad>", ".", "n't", "\u{FFFD}", "<0x+F>", "<0xZZ>", "e", "Ġ日"]
+            .map(str::to_owned),
+    );
     pieces.extend((0..=255u8).map(|b| format!("<0x{b:02X}>")));
     pieces
 }
@@ -41,7 +46,8 @@ fn tokenizers() -> Vec<Tokenizer> {
     let strip = |start: u32| json!({"type": "Strip", "content": " ", "start": start, "stop": 0});
     let fallback = json!({"type": "ByteFallback"});
     let fuse = json!({"type": "Fuse"});
-    let level = json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
+    let level =
+        json!({"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true});
     let metaspace = |scheme: &str| json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": true});
     let wordpiece = json!({"type": "WordPiece", "prefix": "##", "cleanup": true});
     let suffix = json!({"type": "BPEDecoder", "suffix": "</w>"});
@@ -110,7 +116,10 @@ fn pieces_together_equal_decoding_at_once() {
                         if let Some(piece) = stream.push(id).unwrap() {
                             prop_assert!(!piece.is_empty());
                             text.push_str(&piece);
-                            prop_assert!(expected.starts_with(&text), "decoder {place}: {text:?} {expected:?}");
+                            prop_assert!(
+                                expected.starts_with(&text),
+                                "decoder {place}: {text:?} {expected:?}"
+                            );
                         }
                     }
                     text.extend(stream.finish().unwrap());
@@ -151,8 +160,10 @@ fn text_comes_as_soon_as_it_is_certain() {
 #[test]
 fn trained_tokenizers_stream_any_text() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/tokenizers");
-    let tokenizers: Vec<Tokenizer> =
-        ["byte_level", "mistral", "llama_first"].iter().map(|n| Tokenizer::from_dir(&root.join(n)).unwrap()).collect();
+    let tokenizers: Vec<Tokenizer> = ["byte_level", "mistral", "llama_first"]
+        .iter()
+        .map(|n| Tokenizer::from_dir(&root.join(n)).unwrap())
+        .collect();
     let mut runner = proptest::test_runner::TestRunner::new_with_rng(
         ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(500) },
         proptest::test_runner::TestRng::deterministic_rng(proptest::test_runner::RngAlgorithm::ChaCha),

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "TYPE")]
     dtype: Option<DtypeName>,
     /// Most bytes of weights in a file, such as 500MB or 5GB (or GiB).
-    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = common::parse_size)]
     max_shard_size: u64,
     /// Replace a model that is there.
     #[arg(long)]
@@ -97,41 +97,4 @@ fn companions(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
         Ok(((*name).to_owned(), bytes))
     };
     present.map(read).collect()
-}
-
-/// Reads sizes such as `500MB` and `2GiB`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let error = || format!("`{text}` is not a size such as 500MB, 5GB or 2GiB");
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let factor: u64 = match unit.trim().to_ascii_uppercase().as_str() {
-        "" | "B" => 1,
-        "KB" => 1_000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "TB" => 1_000_000_000_000,
-        "KIB" => 1 << 10,
-        "MIB" => 1 << 20,
-        "GIB" => 1 << 30,
-        "TIB" => 1 << 40,
-        _ => return Err(error()),
-    };
-    let number: f64 = number.parse().map_err(|_| error())?;
-    let bytes = number * factor as f64;
-    if bytes >= 1.0 && bytes < u64::MAX as f64 { Ok(bytes as u64) } else { Err(error()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_are_read_as_huggingface_reads_them() {
-        assert_eq!(parse_size("5GB"), Ok(5_000_000_000));
-        assert_eq!(parse_size("1.5 MiB"), Ok(3 << 19));
-        assert_eq!(parse_size("100"), Ok(100));
-        for bad in ["", "GB", "5XB", "-5GB", "0", "1e400", "nan"] {
-            assert!(parse_size(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -1,13 +1,12 @@
 //! `zamba eval`: how well a model predicts text.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
-use zamba_data::Shard;
+use serde::Serialize;
 use zamba_data::fs::RealFs;
+use zamba_data::{Shard, input};
 use zamba_eval::{BitsPerByte, Document, bits_per_byte};
 
 use crate::common::{self, DeviceArgs, ModelArgs};
@@ -50,11 +49,6 @@ struct Report {
     words: Option<u64>,
     documents_cut: u64,
     context: usize,
-}
-
-#[derive(Debug, Deserialize)]
-struct Line {
-    text: String,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -125,17 +119,8 @@ fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> 
     }
     let text = Text::find(model)?.context(NO_TOKENIZER)?;
     let mut documents = vec![];
-    for file in files(path)? {
-        let contents = common::read_text(&file)?;
-        if file.extension().is_some_and(|e| e == "jsonl") {
-            for (i, line) in contents.lines().enumerate() {
-                let place = || format!("{}:{}", file.display(), i + 1);
-                let line: Line = serde_json::from_str(line).with_context(place)?;
-                documents.push(document(&text, &line.text)?);
-            }
-        } else {
-            documents.push(document(&text, &contents)?);
-        }
+    for contents in input::documents(&RealFs, path)? {
+        documents.push(document(&text, &contents?)?);
     }
     let bytes = documents.iter().map(|d| d.bytes).sum();
     Ok((documents, bytes))
@@ -156,24 +141,4 @@ fn shard(prefix: &Path) -> anyhow::Result<(Vec<Document>, u64)> {
     let read = |i| Ok(Document { tokens: shard.doc(i)?, ..Document::default() });
     let documents = (0..shard.documents()).map(read).collect::<anyhow::Result<_>>()?;
     Ok((documents, shard.manifest().source_bytes))
-}
-
-/// A file, or all files of a folder and the folders in it, by name.
-fn files(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let unreadable = || format!("cannot read the folder {}", path.display());
-    let entries = fs::read_dir(path).with_context(unreadable)?;
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<std::io::Result<Vec<_>>>().with_context(unreadable)?;
-    paths.sort();
-    let mut found = vec![];
-    for path in paths {
-        if path.is_dir() && !path.is_symlink() {
-            found.extend(files(&path)?);
-        } else if path.is_file() {
-            found.push(path);
-        }
-    }
-    Ok(found)
 }

@@ -138,7 +138,7 @@ pub fn interrupt(pid: u32) {
 pub fn config() -> Value {
     json!({
         "model_type": "zamba", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 4, "num_attention_heads": 2, "n_mamba_heads": 2, "mamba_d_state": 4,
+        "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "n_mamba_heads": 2, "mamba_d_state": 4,
         "mamba_dt_rank": 3, "max_position_embeddings": 64, "initializer_range": 0.2, "torch_dtype": "float32",
     })
 }

@@ -1,12 +1,14 @@
 //! Which instructions the kernels are compiled for, chosen once at run time.
 //!
-//! Kernel bodies are written once, generic over a [`Tier`]; [`Isa::run`] enters a function compiled with
-//! the features of the chosen tier and everything below it is inlined into that function. A tier's only
-//! operation of its own is the multiply-add: `f32::mul_add` is one instruction where the feature is
-//! enabled and a slow library call where it is not.
+//! Kernel bodies are written once, generic over a [`Tier`](super::tier::Tier); [`Isa::run`] enters a function
+//! compiled with the features of the chosen tier, and everything below it is inlined into that function.
 #![allow(unsafe_code)]
 
 use std::fmt;
+
+use super::tier::{Op, Scalar};
+#[cfg(target_arch = "x86_64")]
+use super::x86::{Avx2, Avx512};
 
 /// A set of instructions that this machine has.
 ///
@@ -125,60 +127,6 @@ fn run_avx512<O: Op>(op: O) -> O::Out {
 impl fmt::Display for Isa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.0.name())
-    }
-}
-
-/// A kernel body with its arguments.
-///
-/// `eval` and everything it calls in a hot loop must be `#[inline(always)]`, else the callee is compiled
-/// without the tier's features.
-pub(super) trait Op {
-    type Out;
-    fn eval<S: Tier>(self) -> Self::Out;
-}
-
-/// What distinguishes one tier's code from another's.
-pub(super) trait Tier: Copy + 'static {
-    /// Whether there are 32 vector registers of 16 lanes, which decides the shapes of register tiles.
-    const WIDE: bool;
-    /// `a * b + c`, rounded once where the tier has fused multiply-add and twice where it has not.
-    fn fma(a: f32, b: f32, c: f32) -> f32;
-}
-
-#[derive(Clone, Copy)]
-pub(super) struct Scalar;
-
-impl Tier for Scalar {
-    const WIDE: bool = false;
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a * b + c
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Avx2;
-
-#[cfg(target_arch = "x86_64")]
-impl Tier for Avx2 {
-    const WIDE: bool = false;
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-struct Avx512;
-
-#[cfg(target_arch = "x86_64")]
-impl Tier for Avx512 {
-    const WIDE: bool = true;
-    #[inline(always)]
-    fn fma(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
     }
 }
 

@@ -1,18 +1,19 @@
-//! Elementary functions without branches, so that loops over them vectorise.
+//! Elementary functions on vectors.
 //!
 //! Coefficients are minimax fits (Remez exchange in 40 digits, relative error); each function states
 //! the error of the fit and the bound in f32 that its test holds over a dense sweep. NaN stays NaN.
 
-use super::isa::Tier;
+use super::tier::{MAGIC, Tier, V};
 use crate::Act;
 
-/// 1.5 * 2^23: adding it leaves the nearest integer in the low bits of the sum.
-const MAGIC: f32 = 12_582_912.0;
-
-/// `2^n` for `n` in -126 ..= 127.
+/// The polynomial with the given coefficients, highest power first, by Horner's rule.
 #[inline(always)]
-fn power(n: i32) -> f32 {
-    f32::from_bits((n.wrapping_add(127) << 23) as u32)
+fn polynomial<S: Tier, const N: usize>(x: V<S>, coefficients: [f32; N]) -> V<S> {
+    let mut sum = V::splat(coefficients[0]);
+    for c in &coefficients[1..] {
+        sum = sum.fma(x, V::splat(*c));
+    }
+    sum
 }
 
 /// `e^x`: within 2 ulp (3 without fused multiply-add) down to -87.3, below that within the smallest
@@ -20,41 +21,33 @@ fn power(n: i32) -> f32 {
 ///
 /// Fit: `1 + x + x^2 P(x)` of degree 6 on ±ln 2 / 2, 3.1e-9.
 #[inline(always)]
-pub(super) fn exp<S: Tier>(x: f32) -> f32 {
+pub(super) fn exp<S: Tier>(x: V<S>) -> V<S> {
     const LN2_HI: f32 = 0.693_359_375;
     const LN2_LO: f32 = -2.121_944_4e-4;
-    let c = if x < -104.0 { -104.0 } else { x };
-    let c = if c > 89.0 { 89.0 } else { c };
-    let k = S::fma(c, std::f32::consts::LOG2_E, MAGIC);
-    let n = k - MAGIC;
-    let r = S::fma(n, -LN2_HI, c);
-    let r = S::fma(n, -LN2_LO, r);
-    let p = S::fma(1.381_500_8e-3, r, 8.368_864_6e-3);
-    let p = S::fma(p, r, 4.166_839_3e-2);
-    let p = S::fma(p, r, 1.666_651_9e-1);
-    let p = S::fma(p, r, 4.999_999_3e-1);
-    let p = S::fma(p * r, r, r) + 1.0;
-    // In two factors, because 2^n alone may lie beyond the range where the product does not.
-    let n = (k.to_bits() as i32).wrapping_sub(MAGIC.to_bits() as i32);
-    let half = n >> 1;
-    p * power(half) * power(n.wrapping_sub(half))
+    let x = V::splat(-104.0).larger(x);
+    let x = V::splat(89.0).smaller(x);
+    let k = x.fma(V::splat(std::f32::consts::LOG2_E), V::splat(MAGIC));
+    let n = k - V::splat(MAGIC);
+    let r = n.fma(V::splat(-LN2_HI), x);
+    let r = n.fma(V::splat(-LN2_LO), r);
+    let p = polynomial(r, [1.381_500_8e-3, 8.368_864_6e-3, 4.166_839_3e-2, 1.666_651_9e-1, 4.999_999_3e-1]);
+    let p = (p * r).fma(r, r) + V::splat(1.0);
+    p.scale(k)
 }
 
-/// `2^x` for `x <= 0`: within 2 ulp, about `2^-126` below -126.
+/// `2^x` for `x <= 0`: within 2 ulp down to -126, about `2^-130` below -130.
 ///
 /// Fit: `1 + x P(x)` of degree 6 on ±1/2, 2.6e-9.
 #[inline(always)]
-pub(super) fn exp2_decay<S: Tier>(x: f32) -> f32 {
-    let c = if x < -125.0 { -125.0 } else { x };
-    let k = c + MAGIC;
-    let r = c - (k - MAGIC);
-    let p = S::fma(1.559_548_3e-4, r, 1.340_695e-3);
-    let p = S::fma(p, r, 9.617_689_3e-3);
-    let p = S::fma(p, r, 5.550_309_7e-2);
-    let p = S::fma(p, r, 2.402_265_3e-1);
-    let p = S::fma(p, r, 6.931_472e-1);
-    let p = S::fma(p, r, 1.0);
-    p * f32::from_bits((k.to_bits() << 23).wrapping_add(127 << 23))
+pub(super) fn exp2_decay<S: Tier>(x: V<S>) -> V<S> {
+    let x = V::splat(-130.0).larger(x);
+    let k = x + V::splat(MAGIC);
+    let r = x - (k - V::splat(MAGIC));
+    let p = polynomial(
+        r,
+        [1.559_548_3e-4, 1.340_695e-3, 9.617_689_3e-3, 5.550_309_7e-2, 2.402_265_3e-1, 6.931_472e-1, 1.0],
+    );
+    p.scale(k)
 }
 
 /// `ln(1 + e^x)`, the identity above 20: within 3 ulp (4 without fused multiply-add).
@@ -62,26 +55,30 @@ pub(super) fn exp2_decay<S: Tier>(x: f32) -> f32 {
 /// As `max(x, 0) + ln(1 + u)` with `u = e^-|x|`, and `ln(1 + u) = 2 atanh(u / (2 + u))`, so that nothing
 /// cancels. Fit: `s (2 + s^2 P(s^2))`, 4.6e-9.
 #[inline(always)]
-pub(super) fn softplus<S: Tier>(x: f32) -> f32 {
-    let u = exp::<S>(-x.abs());
-    let s = u / (2.0 + u);
+pub(super) fn softplus<S: Tier>(x: V<S>) -> V<S> {
+    let u = exp(-x.abs());
+    let s = u / (V::splat(2.0) + u);
     let q = s * s;
-    let p = S::fma(2.802_445_9e-1, q, 2.799_914e-1);
-    let p = S::fma(p, q, 4.002_17e-1);
-    let p = S::fma(p, q, 6.666_641_3e-1);
-    let log = S::fma(s * q, p, s + s);
-    let y = if x > 0.0 { x } else { 0.0 } + log;
-    if x <= 20.0 || x.is_nan() { y } else { x }
+    let p = polynomial(q, [2.802_445_9e-1, 2.799_914e-1, 4.002_17e-1, 6.666_641_3e-1]);
+    let log = (s * q).fma(p, s + s);
+    let y = V::zero().larger(x) + log;
+    V::splat(20.0).below(x, x, y)
 }
 
-/// `1 / (1 + e^-x)`: within 4 ulp (6 without fused multiply-add) down to -87.3, below that within the
-/// smallest subnormal more.
+/// `1 / (1 + e^-x)`: within 4 ulp down to -87.3, below that within the smallest subnormal more.
 ///
 /// From `u = e^-|x|`, so that `x * sigmoid(x)` is right where `e^-x` is beyond the range.
 #[inline(always)]
-pub(super) fn sigmoid<S: Tier>(x: f32) -> f32 {
-    let u = exp::<S>(-x.abs());
-    (if x < 0.0 { u } else { 1.0 }) / (1.0 + u)
+pub(super) fn sigmoid<S: Tier>(x: V<S>) -> V<S> {
+    let u = exp(-x.abs());
+    let one = V::splat(1.0);
+    x.below(V::zero(), u, one) / (one + u)
+}
+
+/// `x * sigmoid(x)`
+#[inline(always)]
+pub(super) fn silu<S: Tier>(x: V<S>) -> V<S> {
+    x * sigmoid(x)
 }
 
 /// The distribution function of the normal law, `(1 + erf(x / sqrt 2)) / 2`: absolute error below 1e-7,
@@ -91,30 +88,31 @@ pub(super) fn sigmoid<S: Tier>(x: f32) -> f32 {
 /// `t = 1 / (1 + 0.4 z)`; around the middle of the range of `t` the coefficients fall off, so Horner's rule
 /// loses little. Fit of degree 9, 9.1e-9.
 #[inline(always)]
-pub(super) fn normal_cdf<S: Tier>(x: f32) -> f32 {
+pub(super) fn normal_cdf<S: Tier>(x: V<S>) -> V<S> {
+    let (half, one) = (V::splat(0.5), V::splat(1.0));
     let q = x * x;
-    let p = S::fma(-7.654_206e-6, q, 1.134_863_7e-4);
-    let p = S::fma(p, q, -1.186_329_9e-3);
-    let p = S::fma(p, q, 9.973_323e-3);
-    let p = S::fma(p, q, -6.649_036e-2);
-    let p = S::fma(p, q, 3.989_422_8e-1);
-    let middle = S::fma(p, x, 0.5);
+    let near =
+        [-7.654_206e-6, 1.134_863_7e-4, -1.186_329_9e-3, 9.973_323e-3, -6.649_036e-2, 3.989_422_8e-1];
+    let middle = polynomial(q, near).fma(x, half);
 
-    let z = x.abs() * std::f32::consts::FRAC_1_SQRT_2;
-    let t = 1.0 / S::fma(0.4, z, 1.0);
-    let u = 2.0 * t - 1.0;
-    let p = S::fma(-5.593_183_6e-5, u, 2.498_304_9e-4);
-    let p = S::fma(p, u, 2.103_710_3e-4);
-    let p = S::fma(p, u, -1.920_417_9e-3);
-    let p = S::fma(p, u, -3.368_895_7e-3);
-    let p = S::fma(p, u, 1.134_402_8e-2);
-    let p = S::fma(p, u, 6.850_193_4e-2);
-    let p = S::fma(p, u, 1.815_656_7e-1);
-    let p = S::fma(p, u, 3.218_606_9e-1);
-    let p = S::fma(p, u, 4.216_127_3e-1);
-    let tail = 0.5 * (p * t) * exp::<S>(-0.5 * q);
-    let tail = if x > 0.0 { 1.0 - tail } else { tail };
-    if q <= 1.0 { middle } else { tail }
+    let z = x.abs() * V::splat(std::f32::consts::FRAC_1_SQRT_2);
+    let t = one / z.fma(V::splat(0.4), one);
+    let far = [
+        -5.593_183_6e-5,
+        2.498_304_9e-4,
+        2.103_710_3e-4,
+        -1.920_417_9e-3,
+        -3.368_895_7e-3,
+        1.134_402_8e-2,
+        6.850_193_4e-2,
+        1.815_656_7e-1,
+        3.218_606_9e-1,
+        4.216_127_3e-1,
+    ];
+    let p = polynomial(t + t - one, far);
+    let tail = half * (p * t) * exp(-half * q);
+    let tail = V::zero().below(x, one - tail, tail);
+    one.below(q, tail, middle)
 }
 
 /// sqrt(2 / pi), and the cubic term of the tanh approximation of GELU.
@@ -123,57 +121,49 @@ const GELU_CUBIC: f32 = 0.044_715;
 
 /// The activation `act`.
 #[inline(always)]
-pub(super) fn activate<S: Tier>(act: Act, x: f32) -> f32 {
+pub(super) fn activate<S: Tier>(act: Act, x: V<S>) -> V<S> {
     match act {
-        Act::Silu => x * sigmoid::<S>(x),
-        Act::Gelu => x * normal_cdf::<S>(x),
+        Act::Silu => silu(x),
+        Act::Gelu => x * normal_cdf(x),
         // (1 + tanh u) / 2 = sigmoid(2 u), which does not cancel where tanh u is near -1.
-        Act::GeluTanh => x * sigmoid::<S>(gelu_inner::<S>(x)),
-        Act::Relu => {
-            if x < 0.0 {
-                0.0
-            } else {
-                x
-            }
-        }
+        Act::GeluTanh => x * sigmoid(gelu_inner(x)),
+        Act::Relu => V::zero().larger(x),
     }
 }
 
 /// Twice the argument of the tanh in the tanh approximation of GELU.
 #[inline(always)]
-fn gelu_inner<S: Tier>(x: f32) -> f32 {
-    let cubic = S::fma(GELU_CUBIC * x * x, x, x);
-    2.0 * GELU_SCALE * cubic
+fn gelu_inner<S: Tier>(x: V<S>) -> V<S> {
+    let cubic = (V::splat(GELU_CUBIC) * x * x).fma(x, x);
+    V::splat(2.0 * GELU_SCALE) * cubic
 }
 
 /// The derivative of `act`; 0 at the corner of ReLU.
 #[inline(always)]
-pub(super) fn slope<S: Tier>(act: Act, x: f32) -> f32 {
+pub(super) fn slope<S: Tier>(act: Act, x: V<S>) -> V<S> {
+    let one = V::splat(1.0);
     match act {
-        Act::Silu => {
-            let s = sigmoid::<S>(x);
-            s * S::fma(x, 1.0 - s, 1.0)
-        }
+        Act::Silu => silu_slope(x, sigmoid(x)),
         Act::Gelu => {
             const DENSITY: f32 = 0.398_942_3;
-            let density = DENSITY * exp::<S>(-0.5 * x * x);
-            S::fma(x, density, normal_cdf::<S>(x))
+            let density = V::splat(DENSITY) * exp(V::splat(-0.5) * x * x);
+            x.fma(density, normal_cdf(x))
         }
         Act::GeluTanh => {
-            let s = sigmoid::<S>(gelu_inner::<S>(x));
-            let inner = 2.0 * GELU_SCALE * S::fma(3.0 * GELU_CUBIC * x, x, 1.0);
-            S::fma(x * s * (1.0 - s), inner, s)
+            let s = sigmoid(gelu_inner(x));
+            let inner = V::splat(2.0 * GELU_SCALE) * (V::splat(3.0 * GELU_CUBIC) * x).fma(x, one);
+            (x * s * (one - s)).fma(inner, s)
         }
-        Act::Relu => {
-            if x > 0.0 {
-                1.0
-            } else if x.is_nan() {
-                x
-            } else {
-                0.0
-            }
-        }
+        // x - x is 0, or NaN where x is not finite; an infinite input has lost its run anyway.
+        Act::Relu => V::zero().below(x, one, x - x),
     }
+}
+
+/// The derivative of `x * sigmoid(x)` with `s = sigmoid(x)`.
+#[inline(always)]
+pub(super) fn silu_slope<S: Tier>(x: V<S>, s: V<S>) -> V<S> {
+    let one = V::splat(1.0);
+    s * x.fma(one - s, one)
 }
 
 /// Evaluates `$body` with `$name` a constant equal to `$act`, so that loops inside it have one function
@@ -204,7 +194,8 @@ pub(super) use for_act;
 
 #[cfg(test)]
 mod tests {
-    use super::super::isa::{Isa, Op};
+    use super::super::isa::Isa;
+    use super::super::tier::{LANES, Op};
     use super::*;
 
     type Function = (&'static str, fn(f64) -> f64, std::ops::RangeInclusive<f32>, [f64; 2]);
@@ -214,7 +205,7 @@ mod tests {
     fn functions() -> [Function; 5] {
         [
             ("exp", f64::exp, -87.3..=88.7, [2.0, 3.0]),
-            ("exp2_decay", f64::exp2, -125.0..=0.0, [2.0, 3.0]),
+            ("exp2_decay", f64::exp2, -126.0..=0.0, [2.0, 3.0]),
             ("softplus", |x| x.exp().ln_1p(), -87.0..=20.0, [3.0, 4.0]),
             ("sigmoid", |x| 1.0 / (1.0 + (-x).exp()), -87.3..=100.0, [4.0, 6.0]),
             ("normal_cdf", |x| 0.5 * libm::erfc(-x / std::f64::consts::SQRT_2), -3.0..=6.0, [8.0, 8.0]),
@@ -228,14 +219,19 @@ mod tests {
         type Out = Vec<f32>;
         #[inline(always)]
         fn eval<S: Tier>(self) -> Vec<f32> {
-            let f: fn(f32) -> f32 = match self.0 {
-                "exp" => exp::<S>,
-                "exp2_decay" => exp2_decay::<S>,
-                "softplus" => softplus::<S>,
-                "sigmoid" => sigmoid::<S>,
-                _ => normal_cdf::<S>,
-            };
-            self.1.iter().map(|x| f(*x)).collect()
+            let mut ys = self.1.to_vec();
+            for y in ys.chunks_mut(LANES) {
+                let x = V::<S>::load_part(y);
+                let f = match self.0 {
+                    "exp" => exp(x),
+                    "exp2_decay" => exp2_decay(x),
+                    "softplus" => softplus(x),
+                    "sigmoid" => sigmoid(x),
+                    _ => normal_cdf(x),
+                };
+                f.store_part(y);
+            }
+            ys
         }
     }
 

@@ -34,6 +34,9 @@ impl<'a> Run<'a> {
             }
             Some((dir, manifest)) => {
                 observer.note(&format!("resuming from {}", dir.display()));
+                if let Err(e) = ckpt::settle(&*fs, out, &dir, recipe.keep) {
+                    observer.note(&e.to_string());
+                }
                 let (state, old) = RunState::load(&*fs, &dir, &manifest, &config, &*device)?;
                 check_same(recipe, &config, &plan, &manifest, &old)?;
                 let (phase, _) = plan.place(state.step.saturating_sub(1));

@@ -1,5 +1,6 @@
 //! A tiny run: model, data, recipe, and a disk in memory to have it on.
-#![allow(dead_code)] // Each test binary uses its own part.
+// Each test binary uses its own part.
+#![allow(dead_code, unreachable_pub)]
 
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -136,7 +137,7 @@ impl World {
             out: Path::new("/out"),
             resume,
             fs: Arc::new(self.fs.clone()),
-            device: Arc::new(Cpu::new(Some(2))),
+            device: Arc::new(Cpu::new(Some(1))),
             stop: &told_to_stop,
             observer: &mut watcher,
         });

@@ -58,6 +58,12 @@ pub(super) fn places<T>(
     Ok(places)
 }
 
+/// Names under which a tensor is written besides its own; see [`super::save::stored`].
+pub(super) fn written_copies(config: &ZambaConfig, name: &str) -> Vec<String> {
+    let needed = !config.tie_word_embeddings && name.contains(".shared_transf.");
+    if needed { homes(config, name).split_off(1) } else { Vec::new() }
+}
+
 /// A tied head is sometimes written out beside the embedding.
 fn head_copy(config: &ZambaConfig, name: &str) -> Option<String> {
     (config.tie_word_embeddings && name == "model.embed_tokens.weight").then(|| "lm_head.weight".to_owned())

@@ -226,6 +226,12 @@ fn check_values(spec: &TensorSpec, at: usize, values: &[f32]) -> Result<(), Load
     Err(LoadError::Implausible { tensor, value: values[first], at: at + first, limit })
 }
 
+/// The names of the weight files of a folder, from its index if it has one. They need not exist.
+pub(crate) fn weight_files(dir: &Path) -> Result<Vec<String>, LoadError> {
+    let (_, index) = find_weights(&Folder::open(dir)?)?;
+    Ok(index.map_or_else(|| vec![SINGLE.to_owned()], |index| index.shards))
+}
+
 /// The single file if there is one, as transformers does, else the index.
 fn find_weights(folder: &Folder) -> Result<(Option<OpenFile>, Option<index::Index>), LoadError> {
     if folder.has(SINGLE) {

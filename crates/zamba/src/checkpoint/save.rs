@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
+use super::layout::written_copies;
 use super::manifest::{self, hex};
 use super::write::{WriteEntry, failed, write_safetensors};
 use super::{CONFIG, INDEX, SINGLE, WriteError};
@@ -45,16 +46,6 @@ impl Default for SaveOptions {
             manifest: true,
             replace: false,
         }
-    }
-}
-
-impl SaveOptions {
-    fn dtype_of(&self, spec: &TensorSpec) -> FileDtype {
-        self.exceptions.get(&spec.name).copied().unwrap_or(self.dtype)
-    }
-
-    fn bytes(&self, spec: &TensorSpec) -> u64 {
-        spec.len() as u64 * self.dtype_of(spec).size() as u64
     }
 }
 
@@ -210,17 +201,18 @@ impl NewFolder {
         options: &SaveOptions,
         source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
     ) -> Result<(), WriteError> {
-        let specs = tensors(config);
-        let bytes = specs.iter().map(|spec| options.bytes(spec)).sum::<u64>();
-        let shards = shards(&specs, options);
+        let stored = stored(config, options);
+        let bytes = stored.iter().map(Stored::bytes).sum::<u64>();
+        let shards = shards(stored, options.max_shard_bytes);
         let mut map = Map::new();
+        let mut values = Values { of: None, numbers: Vec::new(), source };
         for (i, shard) in shards.iter().enumerate() {
             let name = match shards.len() {
                 1 => SINGLE.to_owned(),
                 count => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
             };
-            self.shard(&name, shard, options, source)?;
-            map.extend(shard.iter().map(|spec| (spec.name.clone(), json!(name))));
+            self.shard(&name, shard, &mut values)?;
+            map.extend(shard.iter().map(|tensor| (tensor.entry.name.clone(), json!(name))));
         }
         if shards.len() > 1 {
             let metadata = json!({ "total_parameters": config.parameters(), "total_size": bytes });
@@ -230,37 +222,77 @@ impl NewFolder {
         Ok(())
     }
 
-    fn shard(
-        &mut self,
-        name: &str,
-        specs: &[TensorSpec],
-        options: &SaveOptions,
-        source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
-    ) -> Result<(), WriteError> {
-        let entries: Vec<WriteEntry> =
-            specs.iter().map(|spec| WriteEntry::of(spec, options.dtype_of(spec))).collect();
+    fn shard(&mut self, name: &str, tensors: &[Stored], values: &mut Values<'_>) -> Result<(), WriteError> {
+        let entries: Vec<WriteEntry> = tensors.iter().map(|tensor| tensor.entry.clone()).collect();
         let mut file = self.create(name)?;
-        let mut values = Vec::new();
-        write_safetensors(&mut file, &entries, &mut |i, sink| {
-            values.clear();
-            source(&specs[i], &mut values).map_err(|error| failed(&specs[i].name, error))?;
-            sink.push(&values)
-        })?;
+        write_safetensors(&mut file, &entries, &mut |i, sink| sink.push(values.get(&tensors[i].spec)?))?;
         self.close(name, file)
     }
 }
 
+/// A tensor of the model under one of the names it is written by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The tensor, whose numbers are written.
+    pub spec: TensorSpec,
+    /// The name in the file, and the storage.
+    pub entry: WriteEntry,
+}
+
+impl Stored {
+    fn bytes(&self) -> u64 {
+        self.spec.len() as u64 * self.entry.dtype.size() as u64
+    }
+}
+
+/// Everything a folder stores, in order; copies stand behind what they copy.
+///
+/// `transformers` 5 shares the block of different layers only where the head is tied too, and draws
+/// anew the blocks of an untied model that its file does not hold. So the file of an untied model
+/// holds the shared block under each hybrid layer; every other tensor is stored once.
+pub fn stored(config: &ZambaConfig, options: &SaveOptions) -> Vec<Stored> {
+    let mut list = Vec::new();
+    for spec in tensors(config) {
+        let dtype = options.exceptions.get(&spec.name).copied().unwrap_or(options.dtype);
+        let own = WriteEntry::of(&spec, dtype);
+        let copies = written_copies(config, &spec.name);
+        let copies = copies.into_iter().map(|name| WriteEntry { name, ..own.clone() });
+        list.extend(
+            [own.clone()].into_iter().chain(copies).map(|entry| Stored { spec: spec.clone(), entry }),
+        );
+    }
+    list
+}
+
+/// The numbers of the tensor asked for last, so that a copy does not ask the source again.
+struct Values<'a> {
+    of: Option<String>,
+    numbers: Vec<f32>,
+    source: &'a mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+}
+
+impl Values<'_> {
+    fn get(&mut self, spec: &TensorSpec) -> Result<&[f32], WriteError> {
+        if self.of.as_ref() != Some(&spec.name) {
+            self.numbers.clear();
+            (self.source)(spec, &mut self.numbers).map_err(|error| failed(&spec.name, error))?;
+            self.of = Some(spec.name.clone());
+        }
+        Ok(&self.numbers)
+    }
+}
+
 /// Cuts the list where the next tensor would not fit.
-fn shards(specs: &[TensorSpec], options: &SaveOptions) -> Vec<Vec<TensorSpec>> {
-    let mut shards: Vec<Vec<TensorSpec>> = vec![Vec::new()];
-    let mut room = options.max_shard_bytes;
-    for spec in specs {
-        let bytes = options.bytes(spec);
+fn shards(tensors: Vec<Stored>, most: u64) -> Vec<Vec<Stored>> {
+    let mut shards: Vec<Vec<Stored>> = vec![Vec::new()];
+    let mut room = most;
+    for tensor in tensors {
+        let bytes = tensor.bytes();
         match shards.last_mut() {
-            Some(last) if bytes <= room || last.is_empty() => last.push(spec.clone()),
+            Some(last) if bytes <= room || last.is_empty() => last.push(tensor),
             _ => {
-                room = options.max_shard_bytes;
-                shards.push(vec![spec.clone()]);
+                room = most;
+                shards.push(vec![tensor]);
             }
         }
         room = room.saturating_sub(bytes);

@@ -119,8 +119,13 @@ fn min_p_is_relative_to_the_highest() {
 
 #[test]
 fn penalties_count_the_window_only() {
-    let config =
-        SamplerConfig { repeat_penalty: 2.0, repeat_last_n: 3, presence_penalty: 0.5, frequency_penalty: 0.25, ..plain() };
+    let config = SamplerConfig {
+        repeat_penalty: 2.0,
+        repeat_last_n: 3,
+        presence_penalty: 0.5,
+        frequency_penalty: 0.25,
+        ..plain()
+    };
     let mut sampler = Sampler::new(config).unwrap();
     for token in [0, 1, 2, 2] {
         sampler.accept(token);
@@ -138,7 +143,9 @@ fn penalties_count_the_window_only() {
 
 #[test]
 fn penalties_that_are_off_change_nothing() {
-    for config in [SamplerConfig::default(), SamplerConfig { repeat_penalty: 2.0, repeat_last_n: 0, ..plain() }] {
+    for config in
+        [SamplerConfig::default(), SamplerConfig { repeat_penalty: 2.0, repeat_last_n: 0, ..plain() }]
+    {
         let mut sampler = Sampler::new(config).unwrap();
         sampler.accept(0);
         let mut row = [4.0, 1.0];

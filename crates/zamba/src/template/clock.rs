@@ -43,7 +43,8 @@ impl CivilTime {
         // Days from 0000-03-01, in eras of 400 years; a year begins in March so that the leap day is its last.
         let shifted = days + 719_468;
         let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-        let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let year_of_era =
+            (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
         let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
         let month_from_march = (5 * day_of_year + 2) / 153;
         let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
@@ -145,7 +146,10 @@ mod tests {
         // `date -u -d @1721980805`: Fri Jul 26 08:00:05 UTC 2024.
         let time = CivilTime::from_seconds(1_721_980_805);
         assert_eq!(time.format("%d %b %Y").as_deref(), Ok("26 Jul 2024"));
-        assert_eq!(time.format("%A, %B %-d; %a %e %y/%m %j").as_deref(), Ok("Friday, July 26; Fri 26 24/07 208"));
+        assert_eq!(
+            time.format("%A, %B %-d; %a %e %y/%m %j").as_deref(),
+            Ok("Friday, July 26; Fri 26 24/07 208")
+        );
         assert_eq!(time.format("%H:%M:%S %I %-I %p 100%%").as_deref(), Ok("08:00:05 08 8 AM 100%"));
         assert_eq!(time.format("%F %T").as_deref(), Ok("2024-07-26 08:00:05"));
         let midnight = CivilTime::from_seconds(0);

@@ -15,7 +15,8 @@ use super::TokenizerError;
 const MAX_FILE: u64 = 64 << 20;
 
 /// Named special tokens in the order in which `transformers` adds them.
-const NAMED: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What the small files say.
 #[derive(Debug, Default)]
@@ -38,7 +39,11 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// Reads the files of `dir` that are there. `tokenizer_json` and its `added` tokens were read before.
-    pub(crate) fn read(dir: &Path, tokenizer_json: &str, added: &[AddedToken]) -> Result<Self, TokenizerError> {
+    pub(crate) fn read(
+        dir: &Path,
+        tokenizer_json: &str,
+        added: &[AddedToken],
+    ) -> Result<Self, TokenizerError> {
         let config_path = dir.join("tokenizer_config.json");
         let mut config = read_json_object(&config_path)?.unwrap_or_default();
         let mut settings = Self { declared: added.to_vec(), ..Self::default() };
@@ -88,7 +93,10 @@ impl Settings {
         }
         // Names of a model's own, such as image_token.
         for (name, value) in config {
-            if name.ends_with("_token") && !NAMED.contains(&name.as_str()) && (value.is_string() || value.is_object()) {
+            if name.ends_with("_token")
+                && !NAMED.contains(&name.as_str())
+                && (value.is_string() || value.is_object())
+            {
                 push(name, token(value, false)?);
             }
         }
@@ -140,13 +148,16 @@ fn flag(config: &Map<String, Value>, name: &str) -> Result<Option<bool>, &'stati
         Some(Value::Bool(value)) => Ok(Some(*value)),
         // Only numbers 0 and 1 occur in the wild beside true and false.
         Some(Value::Number(number)) => Ok(Some(number.as_f64() != Some(0.0))),
-        Some(_) => Err("legacy, add_prefix_space, split_special_tokens and clean_up_tokenization_spaces must be true or false"),
+        Some(_) => Err(
+            "legacy, add_prefix_space, split_special_tokens and clean_up_tokenization_spaces must be true or false",
+        ),
     }
 }
 
 /// The class in `tokenizer_config.json`, or else in `config.json`.
 fn is_llama_class(dir: &Path, config: &Map<String, Value>) -> Result<bool, TokenizerError> {
-    let class = |map: &Map<String, Value>| map.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned);
+    let class =
+        |map: &Map<String, Value>| map.get("tokenizer_class").and_then(Value::as_str).map(str::to_owned);
     let class = match class(config) {
         Some(name) => Some(name),
         None => read_json_object(&dir.join("config.json"))?.as_ref().and_then(class),
@@ -159,7 +170,8 @@ fn token(value: &Value, special: bool) -> Result<AddedToken, &'static str> {
     match value {
         Value::String(text) => Ok(AddedToken::from(text.as_str(), true)),
         Value::Object(map) => {
-            let content = map.get("content").and_then(Value::as_str).ok_or("a special token has no content")?;
+            let content =
+                map.get("content").and_then(Value::as_str).ok_or("a special token has no content")?;
             let set = |name: &str| map.get(name).and_then(Value::as_bool);
             let special = special || set("special").unwrap_or(false);
             Ok(AddedToken::from(content, special)

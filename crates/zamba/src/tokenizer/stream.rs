@@ -127,7 +127,9 @@ fn add_stages(decoder: &DecoderWrapper, single: &mut bool, stages: &mut Vec<Stag
             first: true,
             single: *single,
         },
-        DecoderWrapper::Strip(s) if *single && s.stop == 0 => Stage::Head { content: s.content, left: s.start },
+        DecoderWrapper::Strip(s) if *single && s.stop == 0 => {
+            Stage::Head { content: s.content, left: s.start }
+        }
         DecoderWrapper::Strip(_) | DecoderWrapper::Replace(_) if !*single => Stage::Each(decoder.clone()),
         DecoderWrapper::WordPiece(w) if !*single => Stage::WordPiece { decoder: w.clone(), first: true },
         DecoderWrapper::BPE(b) if !*single => Stage::Suffix { suffix: b.suffix.clone(), held: None },
@@ -151,7 +153,13 @@ impl Stage {
             Stage::Metaspace { replacement, drop_in_first, first, single } => {
                 let drop = *drop_in_first && *first;
                 *first = *single;
-                out.push(token.chars().filter(|c| !drop || c != replacement).map(|c| if c == *replacement { ' ' } else { c }).collect());
+                out.push(
+                    token
+                        .chars()
+                        .filter(|c| !drop || c != replacement)
+                        .map(|c| if c == *replacement { ' ' } else { c })
+                        .collect(),
+                );
             }
             Stage::WordPiece { decoder, first } => {
                 // A token's own place is all that counts, so any other token may stand before it.
@@ -196,7 +204,9 @@ impl Stage {
     /// Passes on what was held.
     fn finish(&mut self, out: &mut Vec<String>) -> Passed {
         match self {
-            Stage::Suffix { suffix, held } => out.extend(held.take().map(|token| token.replace(suffix.as_str(), ""))),
+            Stage::Suffix { suffix, held } => {
+                out.extend(held.take().map(|token| token.replace(suffix.as_str(), "")))
+            }
             Stage::ByteFallback { bytes } => flush_bytes(bytes, out),
             Stage::ByteLevel { tail } => out.push(String::from_utf8_lossy(tail).into_owned()),
             Stage::Whole { decoder, tokens, single } => {
@@ -262,8 +272,8 @@ fn take_characters(bytes: &mut Vec<u8>) -> String {
         text.push_str(chunk.valid());
         done += chunk.valid().len();
         let invalid = chunk.invalid();
-        let unfinished =
-            done + invalid.len() == bytes.len() && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
+        let unfinished = done + invalid.len() == bytes.len()
+            && std::str::from_utf8(invalid).is_err_and(|e| e.error_len().is_none());
         if invalid.is_empty() || unfinished {
             break;
         }

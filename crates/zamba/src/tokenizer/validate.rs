@@ -102,7 +102,9 @@ pub(super) fn check_density(path: &Path, highest: u32, count: usize) -> Result<(
 fn check_vocab(model: &RawModel) -> Result<HashMap<&str, u32>, String> {
     let entries: Vec<(&str, u32)> = match &model.vocab {
         RawVocab::Ids(list) => list.iter().map(|(piece, id)| (piece.as_str(), *id)).collect(),
-        RawVocab::Scores(list) => list.iter().enumerate().map(|(id, piece)| (piece.as_str(), id as u32)).collect(),
+        RawVocab::Scores(list) => {
+            list.iter().enumerate().map(|(id, piece)| (piece.as_str(), id as u32)).collect()
+        }
     };
     if entries.is_empty() {
         return Err("vocab is empty".to_owned());
@@ -128,7 +130,9 @@ fn check_model(model: &RawModel, vocab: &HashMap<&str, u32>) -> Result<(), Strin
         None if model.merges.is_some() => {}
         Some("Unigram") | None if scored => return check_unigram(model, vocab),
         Some("WordPiece" | "WordLevel") | None if !scored => return check_unknown(model, vocab),
-        Some(kind) => return Err(format!("model type {kind:?} does not fit its vocab; expected BPE with an object")),
+        Some(kind) => {
+            return Err(format!("model type {kind:?} does not fit its vocab; expected BPE with an object"));
+        }
         None => return Err("model has no type".to_owned()),
     }
     if scored {
@@ -156,19 +160,27 @@ fn check_unigram(model: &RawModel, vocab: &HashMap<&str, u32>) -> Result<(), Str
         return Err("vocab of a unigram model has an empty token".to_owned());
     }
     match model.unk_id {
-        Some(id) if id >= vocab.len() as u64 => Err(format!("unk_id {id} is outside vocab of {} tokens", vocab.len())),
+        Some(id) if id >= vocab.len() as u64 => {
+            Err(format!("unk_id {id} is outside vocab of {} tokens", vocab.len()))
+        }
         _ => Ok(()),
     }
 }
 
-fn check_merge(rank: usize, merge: &RawMerge, prefix: &str, vocab: &HashMap<&str, u32>) -> Result<(), String> {
+fn check_merge(
+    rank: usize,
+    merge: &RawMerge,
+    prefix: &str,
+    vocab: &HashMap<&str, u32>,
+) -> Result<(), String> {
     let (left, right) = match merge {
         RawMerge::Pair(left, right) => (left.as_str(), right.as_str()),
         RawMerge::Text(text) if text.starts_with("#version") => return Ok(()),
-        RawMerge::Text(text) => text
-            .split_once(' ')
-            .filter(|(_, right)| !right.contains(' '))
-            .ok_or_else(|| format!("merges[{rank}] is {text:?}; expected two tokens with one space between"))?,
+        RawMerge::Text(text) => {
+            text.split_once(' ').filter(|(_, right)| !right.contains(' ')).ok_or_else(|| {
+                format!("merges[{rank}] is {text:?}; expected two tokens with one space between")
+            })?
+        }
     };
     if left.is_empty() || right.is_empty() {
         return Err(format!("merges[{rank}] has an empty token"));
@@ -198,12 +210,16 @@ fn check_added(added: &[RawAdded], vocab: &HashMap<&str, u32>) -> Result<Vec<Str
             return Err(format!("added_tokens has {content:?} twice; each token stands once"));
         }
         if !ids.insert(id) {
-            return Err(format!("added_tokens gives id {id} to two tokens, one of them {content:?}; ids are unique"));
+            return Err(format!(
+                "added_tokens gives id {id} to two tokens, one of them {content:?}; ids are unique"
+            ));
         }
         if let Some(own) = vocab.get(content)
             && own != id
         {
-            warnings.push(format!("added token {content:?} has id {id} in added_tokens but {own} in vocab; {own} is used"));
+            warnings.push(format!(
+                "added token {content:?} has id {id} in added_tokens but {own} in vocab; {own} is used"
+            ));
         }
     }
     Ok(warnings)
@@ -218,7 +234,9 @@ fn check_parts(part: &Value, field: &str, parts: &mut usize) -> Result<(), Strin
     let number = |name: &str| part.get(name).and_then(Value::as_u64);
     match part.get("type").and_then(Value::as_str) {
         Some("Strip") if field == "decoder" && number("stop") != Some(0) => {
-            return Err("decoder Strip with stop above 0 fails on short tokens; only start is supported".to_owned());
+            return Err(
+                "decoder Strip with stop above 0 fails on short tokens; only start is supported".to_owned()
+            );
         }
         Some("FixedLength") if number("length") == Some(0) => {
             return Err("pre_tokenizer FixedLength has length 0".to_owned());
@@ -282,7 +300,10 @@ impl<'de> Deserialize<'de> for RawMerge {
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<RawMerge, A::Error> {
-                let mut next = |place| seq.next_element::<String>()?.ok_or_else(|| A::Error::invalid_length(place, &"two tokens"));
+                let mut next = |place| {
+                    seq.next_element::<String>()?
+                        .ok_or_else(|| A::Error::invalid_length(place, &"two tokens"))
+                };
                 let (left, right) = (next(0)?, next(1)?);
                 match seq.next_element::<String>()? {
                     None => Ok(RawMerge::Pair(left, right)),

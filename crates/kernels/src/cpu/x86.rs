@@ -1,0 +1,288 @@
+//! The vector tiers of x86-64.
+//!
+//! The functions below may only be reached from a function compiled with the features of their tier, as
+//! [`Isa::run`](super::isa::Isa::run) does after the features were found; that is what every SAFETY line
+//! here rests on. They are always inlined, so nothing outside such a function can hold their code.
+#![allow(unsafe_code)]
+
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use half::bf16;
+
+use super::tier::{LANES, MAGIC, Tier};
+
+/// AVX2 and FMA: a vector is a pair of registers, lanes 0..8 and 8..16.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2;
+
+/// AVX-512 F, BW, DQ and VL.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512;
+
+type Pair = (__m256, __m256);
+
+/// Applies a two-operand intrinsic to both halves.
+macro_rules! halves {
+    ($intrinsic:ident, $a:expr, $b:expr) => {
+        // SAFETY: see the module text; the intrinsic needs AVX at most.
+        unsafe { ($intrinsic($a.0, $b.0), $intrinsic($a.1, $b.1)) }
+    };
+}
+
+impl Tier for Avx2 {
+    type V = Pair;
+    const WIDE: bool = false;
+
+    #[inline(always)]
+    fn splat(x: f32) -> Pair {
+        // SAFETY: see the module text.
+        unsafe { (_mm256_set1_ps(x), _mm256_set1_ps(x)) }
+    }
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> Pair {
+        // SAFETY: see the module text; both reads lie in the array.
+        unsafe { (_mm256_loadu_ps(x.as_ptr()), _mm256_loadu_ps(x.as_ptr().add(8))) }
+    }
+    #[inline(always)]
+    fn store(v: Pair, y: &mut [f32; LANES]) {
+        // SAFETY: see the module text; both writes lie in the array.
+        unsafe {
+            _mm256_storeu_ps(y.as_mut_ptr(), v.0);
+            _mm256_storeu_ps(y.as_mut_ptr().add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    fn widen(x: &[bf16; LANES]) -> Pair {
+        // SAFETY: see the module text; both reads of 8 bf16 lie in the array.
+        unsafe {
+            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().cast()));
+            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(x.as_ptr().add(8).cast()));
+            (
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
+            )
+        }
+    }
+    #[inline(always)]
+    fn evens(x: &[f32; 2 * LANES]) -> Pair {
+        every_other::<0x88>(x)
+    }
+    #[inline(always)]
+    fn odds(x: &[f32; 2 * LANES]) -> Pair {
+        every_other::<0xdd>(x)
+    }
+    #[inline(always)]
+    fn add(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_add_ps, a, b)
+    }
+    #[inline(always)]
+    fn sub(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_sub_ps, a, b)
+    }
+    #[inline(always)]
+    fn mul(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_mul_ps, a, b)
+    }
+    #[inline(always)]
+    fn div(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_div_ps, a, b)
+    }
+    #[inline(always)]
+    fn fma(a: Pair, b: Pair, c: Pair) -> Pair {
+        // SAFETY: see the module text.
+        unsafe { (_mm256_fmadd_ps(a.0, b.0, c.0), _mm256_fmadd_ps(a.1, b.1, c.1)) }
+    }
+    #[inline(always)]
+    fn larger(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_max_ps, a, b)
+    }
+    #[inline(always)]
+    fn smaller(a: Pair, b: Pair) -> Pair {
+        halves!(_mm256_min_ps, a, b)
+    }
+    #[inline(always)]
+    fn pick(a: Pair, b: Pair, yes: Pair, no: Pair) -> Pair {
+        // SAFETY: see the module text.
+        unsafe {
+            let low = _mm256_cmp_ps::<_CMP_LT_OQ>(a.0, b.0);
+            let high = _mm256_cmp_ps::<_CMP_LT_OQ>(a.1, b.1);
+            (_mm256_blendv_ps(no.0, yes.0, low), _mm256_blendv_ps(no.1, yes.1, high))
+        }
+    }
+    #[inline(always)]
+    fn scale(p: Pair, k: Pair) -> Pair {
+        // In two factors, because 2^n alone may lie beyond the range where the product does not. The
+        // first product is exact.
+        #[inline(always)]
+        fn half(p: __m256, k: __m256) -> __m256 {
+            // SAFETY: see the module text.
+            unsafe {
+                let n = _mm256_sub_epi32(_mm256_castps_si256(k), _mm256_set1_epi32(MAGIC.to_bits() as i32));
+                let first = _mm256_srai_epi32::<1>(n);
+                let bias = _mm256_set1_epi32(127);
+                let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias)));
+                _mm256_mul_ps(_mm256_mul_ps(p, power(first)), power(_mm256_sub_epi32(n, first)))
+            }
+        }
+        (half(p.0, k.0), half(p.1, k.1))
+    }
+    #[inline(always)]
+    fn sums(rows: [Pair; LANES]) -> Pair {
+        (sums_of_8(&rows[..8]), sums_of_8(&rows[8..]))
+    }
+    #[inline(always)]
+    fn fma1(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+/// The even (0x88) or odd (0xdd) elements.
+#[inline(always)]
+fn every_other<const WHICH: i32>(x: &[f32; 2 * LANES]) -> Pair {
+    // SAFETY: see the module text; the reads of 8 floats at 0, 8, 16 and 24 lie in the array.
+    unsafe {
+        let part = |at: usize| _mm256_loadu_ps(x.as_ptr().add(at));
+        let join = |low: __m256, high: __m256| {
+            // Of each half: two elements of `low`, two of `high`; then the middle pairs change places.
+            let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<WHICH>(low, high));
+            _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
+        };
+        (join(part(0), part(8)), join(part(16), part(24)))
+    }
+}
+
+/// Sums of the lanes of eight vectors, by halving.
+#[inline(always)]
+fn sums_of_8(rows: &[Pair]) -> __m256 {
+    // SAFETY: see the module text.
+    unsafe {
+        let folded = |r: usize| _mm256_add_ps(rows[r].0, rows[r].1);
+        // Two rows, 4 lanes each.
+        let four = |a: usize, b: usize| {
+            let (a, b) = (folded(a), folded(b));
+            _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
+        };
+        let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
+        let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
+        // The lower half of each vector belongs to rows 0..4, the upper to 4..8.
+        one(two(four(0, 4), four(1, 5)), two(four(2, 6), four(3, 7)))
+    }
+}
+
+impl Tier for Avx512 {
+    type V = __m512;
+    const WIDE: bool = true;
+
+    #[inline(always)]
+    fn splat(x: f32) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_set1_ps(x) }
+    }
+    #[inline(always)]
+    fn load(x: &[f32; LANES]) -> __m512 {
+        // SAFETY: see the module text; the read is the array.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(v: __m512, y: &mut [f32; LANES]) {
+        // SAFETY: see the module text; the write is the array.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn widen(x: &[bf16; LANES]) -> __m512 {
+        // SAFETY: see the module text; the read of 16 bf16 is the array.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn evens(x: &[f32; 2 * LANES]) -> __m512 {
+        const INDEX: [i32; 16] = [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30];
+        permuted(x, INDEX)
+    }
+    #[inline(always)]
+    fn odds(x: &[f32; 2 * LANES]) -> __m512 {
+        const INDEX: [i32; 16] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31];
+        permuted(x, INDEX)
+    }
+    #[inline(always)]
+    fn add(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn larger(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn smaller(a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn pick(a: __m512, b: __m512, yes: __m512, no: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, b), no, yes) }
+    }
+    #[inline(always)]
+    fn scale(p: __m512, k: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_scalef_ps(p, _mm512_sub_ps(k, _mm512_set1_ps(MAGIC))) }
+    }
+    #[inline(always)]
+    fn sums(rows: [__m512; LANES]) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe {
+            // Two rows of 8 lanes, four of 4, eight of 2, sixteen of 1.
+            let eight = |a: usize, b: usize| {
+                let (a, b) = (rows[a], rows[b]);
+                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
+            };
+            let four =
+                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
+            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
+            // Quarter `q` of each vector belongs to rows `4 q ..+ 4`.
+            let column = |r: usize| four(eight(r, r + 4), eight(r + 8, r + 12));
+            one(two(column(0), column(1)), two(column(2), column(3)))
+        }
+    }
+    #[inline(always)]
+    fn fma1(a: f32, b: f32, c: f32) -> f32 {
+        a.mul_add(b, c)
+    }
+}
+
+/// Elements `index` of the array.
+#[inline(always)]
+fn permuted(x: &[f32; 2 * LANES], index: [i32; 16]) -> __m512 {
+    // SAFETY: see the module text; the reads of 16 floats at 0 and 16 lie in the array, and the two types
+    // of the indices are 64 bytes of integers.
+    unsafe {
+        let (low, high) = (_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(LANES)));
+        _mm512_permutex2var_ps(low, transmute::<[i32; 16], __m512i>(index), high)
+    }
+}
