@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, save_folder};
+use zamba::hub::{self, HubOptions};
 use zamba::spec::TensorSpec;
 use zamba::{Zamba, ZambaConfig};
 use zamba_kernels::cpu::{Cpu, Isa};
@@ -14,7 +15,7 @@ use zamba_kernels::Device;
 
 use crate::cost::Cost;
 use crate::progress::{Progress, Unit};
-use crate::{file, interrupt, out};
+use crate::{error, file, interrupt, out};
 
 /// Which model.
 #[derive(Debug, clap::Args)]
@@ -55,7 +56,7 @@ impl ModelArgs {
         if self.model.exists() {
             return Ok(self.model.clone());
         }
-        hub(&self.model, self.offline)
+        download(&self.model, self.offline)
     }
 }
 
@@ -196,9 +197,30 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
     })
 }
 
-/// A model that is no folder here: perhaps one on the hub.
-fn hub(name: &Path, _offline: bool) -> anyhow::Result<PathBuf> {
-    bail!("there is no folder {}; give a model folder, or owner/name of a model on the hub", name.display())
+/// The folder of a model on the hub, downloaded as far as it is not in the cache.
+fn download(name: &Path, offline: bool) -> anyhow::Result<PathBuf> {
+    let unknown = || format!("there is no folder {}", name.display());
+    let name = name.to_str().with_context(unknown)?;
+    let mut options = HubOptions::from_env(|variable| std::env::var(variable).ok());
+    options.offline |= offline;
+    let mut bar: Option<Progress> = None;
+    // What has arrived is kept for the next time, so there is nothing to finish when the user has had enough.
+    interrupt::leave_at_once(Some(error::FAILURE));
+    let folder = hub::resolve(name, &options, &mut |event| match event {
+        hub::Progress::Start { bytes, .. } => bar = Some(Progress::new("downloading", bytes, Unit::Bytes)),
+        hub::Progress::Bytes { total_done, .. } => bar.iter_mut().for_each(|bar| bar.set(total_done)),
+        hub::Progress::Retry { file, reason } => note(bar.as_ref(), &format!("{file}: {reason}; trying again")),
+        hub::Progress::Cached { reason } => note(None, &format!("using the copy in the cache: {reason}")),
+    });
+    interrupt::leave_at_once(None);
+    folder.map_err(anyhow::Error::from)
+}
+
+fn note(bar: Option<&Progress>, words: &str) {
+    match bar {
+        Some(bar) => bar.suspend(|| out::note(words)),
+        None => out::note(words),
+    }
 }
 
 /// Reads sizes such as `500MB` and `2GiB`.

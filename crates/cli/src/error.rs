@@ -23,7 +23,7 @@ pub(crate) enum Stop {
 }
 
 /// Exit code of a failure.
-const FAILURE: u8 = 1;
+pub(crate) const FAILURE: u8 = 1;
 /// Exit code of wrong usage.
 const USAGE: u8 = 2;
 

@@ -68,21 +68,6 @@ impl Progress {
         self.set(self.bar.position() + amount);
     }
 
-    /// Shows a few words behind the counts.
-    pub(crate) fn message(&mut self, words: &str) {
-        self.bar.set_message(words.to_owned());
-    }
-
-    /// Prints something else without the bar in between.
-    pub(crate) fn aside(&mut self, print: impl FnOnce()) {
-        self.bar.suspend(print);
-    }
-
-    /// Corrects the amount of work, where it becomes known only on the way.
-    pub(crate) fn set_total(&mut self, total: u64) {
-        self.bar.set_length(total);
-    }
-
     /// Words beside the bar.
     pub(crate) fn say(&self, words: &str) {
         self.bar.set_message(words.to_owned());

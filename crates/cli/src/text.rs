@@ -205,35 +205,60 @@ pub(crate) struct Generated {
 /// Turns tokens into text that may be shown: whole characters, and nothing that may become a stop string.
 struct Writer {
     decoder: DecodeStream,
+    /// The end of the prompt's text that the decoder still holds and will give before any new text.
+    held: String,
     stops: StopStrings,
     text: String,
 }
 
 impl Writer {
+    /// A writer of what follows `prompt`. The decoder sees the prompt too, because the text of a token may depend on
+    /// what stands before it: many tokenizers take the space off the head of a text.
+    fn new(text: &Text, prompt: &[u32], stops: &[String]) -> anyhow::Result<Self> {
+        let mut decoder = text.tokenizer.stream(true);
+        let mut held = text.tokenizer.decode(prompt, true)?;
+        for &token in prompt {
+            if let Some(piece) = decoder.push(token)? {
+                held = held.strip_prefix(&piece).unwrap_or_default().to_owned();
+            }
+        }
+        // Half a character at the end of the prompt is completed, not repeated.
+        held.truncate(held.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
+        Ok(Writer { decoder, held, stops: StopStrings::new(stops.to_vec()), text: String::new() })
+    }
+
     /// Takes a token; the text to show, and whether a stop string is complete.
     fn push(&mut self, token: u32) -> anyhow::Result<(String, bool)> {
         let piece = self.decoder.push(token)?.unwrap_or_default();
-        let outcome = self.stops.push(&piece);
-        self.text.push_str(&outcome.text_to_emit);
-        Ok((outcome.text_to_emit, outcome.stopped))
+        Ok(self.show(piece))
     }
 
     /// What is still held back.
     fn finish(&mut self) -> anyhow::Result<String> {
-        if self.stops.stopped() {
-            return Ok(String::new());
-        }
         let piece = self.decoder.finish()?.unwrap_or_default();
-        let mut rest = self.stops.push(&piece).text_to_emit;
-        rest.push_str(&self.stops.finish());
-        self.text.push_str(&rest);
+        let (mut rest, stopped) = self.show(piece);
+        if !stopped {
+            let end = self.stops.finish();
+            self.text.push_str(&end);
+            rest.push_str(&end);
+        }
         Ok(rest)
+    }
+
+    fn show(&mut self, mut piece: String) -> (String, bool) {
+        if !self.held.is_empty() && !piece.is_empty() {
+            // What the decoder held comes out whole; a decoding that new tokens changed is all new.
+            piece = piece.strip_prefix(&std::mem::take(&mut self.held)).map(str::to_owned).unwrap_or(piece);
+        }
+        let outcome = self.stops.push(&piece);
+        self.text.push_str(&outcome.text_to_emit);
+        (outcome.text_to_emit, outcome.stopped)
     }
 }
 
 /// What [`generate`] needs beside the session.
 pub(crate) struct Request<'a> {
-    /// Tokens to append to the session before the first new one; at least one.
+    /// Tokens to append to the session before the first new one: at least one, and no more than it has room for.
     pub(crate) prompt: &'a [u32],
     /// Most new tokens.
     pub(crate) limit: usize,
@@ -253,22 +278,24 @@ pub(crate) fn generate(
     request: &Request<'_>,
     show: &mut dyn FnMut(Option<u32>, &str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generated> {
-    let mut writer = request.text.map(|text| Writer {
-        decoder: text.tokenizer.stream(true),
-        stops: StopStrings::new(request.stops.to_vec()),
-        text: String::new(),
-    });
+    let mut writer = match request.text {
+        Some(text) => Some(Writer::new(text, request.prompt, request.stops)?),
+        None => None,
+    };
+    let room = session.room() - request.prompt.len();
     let start = Instant::now();
     request.prompt.iter().for_each(|&token| sampler.accept(token));
     let mut logits = session.feed(request.prompt);
     let prompt_time = start.elapsed();
+    // The context bounds the whole text, although its last token is never fed.
+    let limit = request.limit.min(room);
     let start = Instant::now();
     let mut tokens = vec![];
     let finish = loop {
         if interrupt::requested() {
             break Finish::Interrupted;
         }
-        if tokens.len() == request.limit {
+        if tokens.len() == limit {
             break Finish::Length;
         }
         let token = sampler.sample(logits).context("cannot choose a token")?;
@@ -285,7 +312,7 @@ pub(crate) fn generate(
         if stopped {
             break Finish::Stop;
         }
-        if tokens.len() == request.limit || session.room() == 0 {
+        if tokens.len() == limit {
             break Finish::Length;
         }
         logits = session.feed(&[token]);
@@ -296,4 +323,67 @@ pub(crate) fn generate(
     }
     let timings = Timings::new(request.prompt.len(), prompt_time, tokens.len(), start.elapsed());
     Ok(Generated { tokens, text: writer.map(|w| w.text), finish, timings })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A tokenizer in the manner of Llama's: words begin with a space that is taken off the head of a text, and a line
+    /// break is a byte.
+    fn llama_like() -> Text {
+        let dir = tempfile::tempdir().unwrap();
+        let special = |id: u32, content: &str| {
+            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
+                   "normalized": false, "special": true})
+        };
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
+            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")], "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": [
+                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
+                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
+            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "merges": [],
+                "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁a": 4, "▁b": 5, "b": 6, "a": 7, "▁": 8}},
+        });
+        std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+        Text::find(dir.path()).unwrap().unwrap()
+    }
+
+    fn written(text: &Text, prompt: &[u32], tokens: &[u32], stops: &[&str]) -> String {
+        let stops: Vec<_> = stops.iter().map(|s| (*s).to_owned()).collect();
+        let mut writer = Writer::new(text, prompt, &stops).unwrap();
+        let mut shown = String::new();
+        for &token in tokens {
+            shown.push_str(&writer.push(token).unwrap().0);
+        }
+        shown.push_str(&writer.finish().unwrap());
+        assert_eq!(shown, writer.text, "what is shown is what is kept");
+        shown
+    }
+
+    #[test]
+    fn prompt_and_continuation_make_the_whole_text() {
+        let text = llama_like();
+        for prompt in [&[1, 4][..], &[1, 4, 3], &[1, 4, 3, 3], &[1], &[4, 6]] {
+            for tokens in [&[5, 3, 4][..], &[3], &[3, 5], &[6, 7]] {
+                let whole = text.tokenizer.decode(&[prompt, tokens].concat(), true).unwrap();
+                let head = text.tokenizer.decode(prompt, true).unwrap();
+                let rest = written(&text, prompt, tokens, &[]);
+                assert_eq!(format!("{head}{rest}"), whole, "{prompt:?} and {tokens:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn stop_strings_end_the_text_and_are_not_shown() {
+        let text = llama_like();
+        assert_eq!(written(&text, &[1, 4], &[5, 3, 4], &["\n"]), " b");
+        assert_eq!(written(&text, &[1, 4], &[5, 3, 4, 6], &["ab", "never"]), " b\n ");
+        // Held back until the end shows that it is none.
+        assert_eq!(written(&text, &[1, 4], &[5, 4], &[" a b"]), " b a");
+    }
 }

@@ -2,7 +2,9 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -93,7 +95,9 @@ fn generate_streams_text_whole_and_stops_where_told() {
     assert_eq!(ids(&json["tokens"]).len(), 40);
     let streamed = bench.run(args).ok();
     assert_eq!(streamed.out, format!("{text}\n"));
-    assert_eq!(bench.run(["generate", "-m", "m", "-p", "hé", "--ctx", "20", "-n", "40", "--ignore-eos", "--json"]).json()["tokens"].as_array().unwrap().len(), 16);
+    let bounded = ["generate", "-m", "m", "-p", "hé", "--ctx", "20", "-n", "40", "--ignore-eos", "--json"];
+    let bounded = bench.run(bounded).json();
+    assert_eq!((ids(&bounded["tokens"]).len(), &bounded["finish"]), (16, &json!("length")));
 
     bench.write("prompt.txt", "hé");
     let from_file = ["generate", "-m", "m", "-f", "prompt.txt", "-n", "40", "--seed", "3", "--temp", "1", "--ignore-eos"];
@@ -208,16 +212,69 @@ fn convert_keeps_every_bit_and_every_file() {
     assert_eq!(files(&bench.path("half")), files(&bench.path("back")));
 }
 
+/// The tensors of a file, renamed and written again.
+fn rename_tensors(from: &Path, to: &Path, rename: impl Fn(&str) -> String) {
+    let bytes = std::fs::read(from).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let renamed = tensors.iter().map(|(name, tensor)| (rename(name), tensor));
+    let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    std::fs::write(to, safetensors::serialize(renamed, Some(metadata)).unwrap()).unwrap();
+}
+
+#[test]
+fn convert_brings_old_names_up_to_date() {
+    let bench = Bench::with_model();
+    std::fs::create_dir(bench.path("old")).unwrap();
+    std::fs::copy(bench.path("m/config.json"), bench.path("old/config.json")).unwrap();
+    // Layer 2 is the hybrid one. In the old layout the names of gate and up are swapped.
+    rename_tensors(&bench.path("m/model.safetensors"), &bench.path("old/model.safetensors"), |name| {
+        let name = match name {
+            n if n.contains("gate_proj") => n.replace("gate_proj", "up_proj"),
+            n => n.replace("up_proj", "gate_proj"),
+        };
+        name.replace("model.layers.2.shared_transf.", "model.block.")
+            .replace("model.layers.2.linear.", "model.linear_layers.0.")
+            .replace("model.layers.2.mamba_decoder.", "model.mamba_layers.2.")
+            .replace("model.layers.", "model.mamba_layers.")
+    });
+    bench.run(["convert", "-m", "old", "--out", "new"]).ok();
+    assert_eq!(files(&bench.path("m")), files(&bench.path("new")));
+    bench.write("in.jsonl", "{\"tokens\":[1,5,9,200,7]}\n");
+    let score = |dir: &str| bench.run(["score", "-m", dir, "--input", "in.jsonl"]).ok().out;
+    assert_eq!(score("m"), score("old"));
+}
+
 #[test]
 fn chat_reads_lines_from_a_pipe() {
     let bench = Bench::with_text_model();
     let args = ["chat", "-m", "m", "-n", "6", "--seed", "1"];
     let run = bench.run_with_input(args, "hello\n/reset\nhello\nagain\n/quit\nnever read\n").ok();
     assert!(run.err.contains("template"), "it says that there is none: {}", run.err);
-    // Three answers of one line or more, and the first two from the same state and a continued stream of draws.
     let greedy = bench.run_with_input(["chat", "-m", "m", "-n", "6", "--temp", "0"], "hello\n/reset\nhello\n").ok();
     let half = greedy.out.len() / 2;
     assert_eq!(greedy.out[..half], greedy.out[half..], "after a reset the same words get the same answer");
+}
+
+#[test]
+fn chat_with_a_template_carries_the_conversation() {
+    let bench = Bench::with_text_model();
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    bench.write("m/chat_template.jinja", template);
+    std::fs::remove_file(bench.path("m/MANIFEST.json")).unwrap();
+    let chat = |input: &str| bench.run_with_input(["chat", "-m", "m", "-n", "5", "--temp", "0"], input).ok();
+    let once = chat("hello\n");
+    assert_eq!(once.err, "");
+    // What the template makes of one turn is what generate continues.
+    let prompt = ["generate", "-m", "m", "-p", "[user]hello[assistant]", "-n", "5", "--temp", "0", "--json"];
+    // The template writes no BOS, so the tokens are given as they are.
+    let json = bench.run(prompt).json();
+    assert_eq!(json["prompt_tokens"], 23);
+    let bytes = "[user]hello[assistant]".bytes().map(|b| (3 + u32::from(b)).to_string()).collect::<Vec<_>>().join(",");
+    let same = bench.run(["generate", "-m", "m", "--tokens", &bytes, "-n", "5", "--temp", "0", "--json"]).json();
+    assert_eq!(once.out.trim(), same["text"].as_str().unwrap().trim());
+    // A second turn comes after the first, and a reset forgets it.
+    let twice = chat("hello\nhello\n/reset\nhello\n");
+    assert!(twice.out.starts_with(&once.out) && twice.out.ends_with(&once.out), "{}", twice.out);
 }
 
 #[test]

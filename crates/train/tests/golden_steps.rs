@@ -22,9 +22,9 @@ use zamba_train::{Job, Recipe, Summary, ckpt, train};
 
 /// Largest difference of the loss of any of the ten steps.
 const LOSS: f64 = 1e-4;
-/// Largest relative difference of the gradients' norm before clipping. Where a token lies near the kink of a
-/// ReLU, rounding the first weights in their last place moves the norm of a later step by 4e-4 in PyTorch itself.
-const NORM: f64 = 2e-3;
+/// Largest relative difference of the norm before clipping, in the first step. Later norms are no measure: where
+/// a token comes to lie at the kink of a ReLU, rounding decides whether its gradient is there at all.
+const NORM: f64 = 1e-4;
 /// Largest difference of a tensor's norm after the steps, relative to it. Leaving out weight decay, or applying
 /// it where it does not belong, changes a norm by 1e-3; rounding, by 2e-6.
 const WEIGHTS: f64 = 2e-5;
@@ -252,16 +252,12 @@ fn ten_steps_have_the_losses_of_pytorch() {
             bench.start_from(&weights_of(&dir, &bench.specs));
             let (_, steps) = bench.train(true, false);
             assert_eq!(steps.len(), 10, "{what}");
-            for (i, step) in steps.iter().enumerate() {
-                let (loss, norm) = (golden.losses[i], golden.norms[i]);
-                assert!(
-                    (step.loss - loss).abs() <= LOSS,
-                    "{what}: step {i}: loss {}, expected {loss}",
-                    step.loss
-                );
-                let off = (step.grad_norm - norm).abs() / norm;
-                assert!(off <= NORM, "{what}: step {i}: norm {}, expected {norm}", step.grad_norm);
+            for (step, loss) in steps.iter().zip(&golden.losses) {
+                let (n, got) = (step.step, step.loss);
+                assert!((got - loss).abs() <= LOSS, "{what}: step {n}: loss {got}, expected {loss}");
             }
+            let (got, want) = (steps[0].grad_norm, golden.norms[0]);
+            assert!((got - want).abs() <= NORM * want, "{what}: norm {got}, expected {want}");
             let last = bench.last_weights();
             assert_eq!(last.len(), golden.last.len(), "{what}");
             for ((name, [sum, norm]), [want_sum, want_norm]) in last.iter().zip(&golden.last) {

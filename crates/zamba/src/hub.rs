@@ -252,7 +252,9 @@ pub fn resolve(
         return Ok(snapshot);
     }
     let client = Client::new(options)?;
-    match client.repository(&id) {
+    // With a copy at hand, a hub that does not answer is not worth waiting for.
+    let attempts = if cached.is_some() { 1 } else { client::ATTEMPTS };
+    match client.repository(&id, attempts) {
         Ok(repository) => fetch(&client, &cache, &id, &repository, progress),
         Err(HubError::Connection { reason, what }) => match cached {
             Some(snapshot) => {

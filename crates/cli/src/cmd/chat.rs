@@ -148,7 +148,14 @@ impl Chat<'_> {
             stops: &self.args.sampling.stop,
             text: Some(self.text),
         };
-        let answer = text::generate(&mut self.session, sampler, &request, &mut |_, piece| out::text(piece))?;
+        // Behind a template's marks an answer often begins with a space, which is no part of what is said.
+        let mut begun = self.template.is_none();
+        let mut show = |_: Option<u32>, piece: &str| {
+            let piece = if begun { piece } else { piece.trim_start() };
+            begun |= !piece.is_empty();
+            out::text(piece)
+        };
+        let answer = text::generate(&mut self.session, sampler, &request, &mut show)?;
         out::line("")?;
         if answer.finish == Finish::Interrupted {
             // The request was for this answer; the conversation goes on.
@@ -156,7 +163,8 @@ impl Chat<'_> {
         }
         self.seen = all;
         self.seen.extend(&answer.tokens);
-        self.messages.push(Message::new("assistant", answer.text.unwrap_or_default()));
+        let said = answer.text.unwrap_or_default();
+        self.messages.push(Message::new("assistant", said.trim_start()));
         Ok(())
     }
 
@@ -193,9 +201,9 @@ enum TurnError {
 /// A line from standard input, none at its end. Ctrl-C while nothing happens leaves the program.
 fn read_line() -> anyhow::Result<Option<String>> {
     let mut bytes = vec![];
-    interrupt::idle(true);
+    interrupt::leave_at_once(Some(0));
     let read = io::stdin().lock().read_until(b'\n', &mut bytes);
-    interrupt::idle(false);
+    interrupt::leave_at_once(None);
     match read.context("cannot read standard input")? {
         0 => Ok(None),
         _ => Ok(Some(String::from_utf8(bytes).context("standard input is not UTF-8 text; convert it first")?)),

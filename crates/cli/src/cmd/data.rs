@@ -153,7 +153,7 @@ fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     let encode = |text: &str| tokenizer.encode(text, false).map_err(|e| e.to_string());
     let mut progress = Progress::new("tokenising", 0, Unit::Bytes);
     // An error is what stops the library below; the words that the user sees follow from the flag.
-    let stop = || Error::Io { path: args.out.clone(), what: "write", source: std::io::ErrorKind::Interrupted.into() };
+    let stop = || Error::Io { path: args.out.clone(), action: "write", source: std::io::ErrorKind::Interrupted.into() };
     let documents = input::documents(&RealFs, &args.input)?;
     let documents = documents.map(|text| if interrupt::requested() { Err(stop()) } else { text });
     let written = tokenise(fs, documents, &encode, marks, spec, &args.out, &mut |done| {

@@ -117,9 +117,10 @@ fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> 
     if Path::new(&index).is_file() {
         return shard(&prefix);
     }
+    let texts = input::documents(&RealFs, path)?;
     let text = Text::find(model)?.context(NO_TOKENIZER)?;
     let mut documents = vec![];
-    for contents in input::documents(&RealFs, path)? {
+    for contents in texts {
         documents.push(document(&text, &contents?)?);
     }
     let bytes = documents.iter().map(|d| d.bytes).sum();

@@ -16,14 +16,14 @@ use super::folder::Folder;
 use crate::out;
 use crate::progress::{Progress, Unit};
 
-/// Code and prose to gather: more than half an hour on two cores can use.
-const TEXT_BYTES: u64 = 32 << 20;
+/// Least and most code and prose to gather. The least is what fills the held-out parts.
+const TEXT_BYTES: [u64; 2] = [16 << 20, 64 << 20];
 /// Share of the text that is kept away from training; a sample of it is measured.
-const HELD_OUT: f64 = 0.02;
+const HELD_OUT: f64 = 0.06;
 /// Bytes of each part that are measured: enough to tell models apart, little enough to take seconds.
 const MEASURED_BYTES: usize = 96 << 10;
 /// No single document is more than this share of what is measured.
-const MEASURED_SHARE: usize = 8;
+const MEASURED_SHARE: usize = 6;
 /// Text that the tokenizer learns from.
 const TOKENIZER_BYTES: usize = 6 << 20;
 /// Entries of the tokenizer, and rows of the model's embedding.
@@ -80,8 +80,8 @@ pub(super) struct Texts {
     split: SplitSummary,
 }
 
-/// Finds text, leaves out what is not worth learning from, and holds out whole families of packages.
-pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, seed: u64) -> anyhow::Result<Texts> {
+/// Finds about `bytes` of text, leaves out what is not worth learning from, and holds out whole families of packages.
+pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, bytes: u64, seed: u64) -> anyhow::Result<Texts> {
     let (source, packages) = match text {
         Some(dir) => (dir.display().to_string(), gather::folder_packages(fs, dir).context("--text")?),
         None => {
@@ -90,7 +90,8 @@ pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, seed: u64) -> anyhow::Res
             ("the crates that cargo has fetched".to_owned(), packages)
         }
     };
-    let options = GatherOptions { max_bytes: TEXT_BYTES, seed, ..GatherOptions::default() };
+    let [least, most] = TEXT_BYTES;
+    let options = GatherOptions { max_bytes: bytes.clamp(least, most), seed, ..GatherOptions::default() };
     let gathered = gather::gather(fs, &packages, &options)?;
     let report = gathered.report;
     out::note(&format!("   {} files in {} packages of {source}", out::count(report.files), report.packages));

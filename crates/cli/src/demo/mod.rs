@@ -60,6 +60,21 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
+/// Text for a minute of training on two fast cores, so that hardly any is read twice.
+const BYTES_PER_MINUTE: f64 = 4e6;
+/// Bytes that a token stands for, or somewhat more.
+const BYTES_PER_TOKEN: u64 = 4;
+
+impl Args {
+    /// How much text the run can use.
+    fn bytes_of_text(&self) -> u64 {
+        match self.steps {
+            Some(steps) => steps * (plan::SEQUENCE * plan::BATCH) as u64 * BYTES_PER_TOKEN,
+            None => (self.minutes * BYTES_PER_MINUTE) as u64,
+        }
+    }
+}
+
 /// What to say when nothing was left that could be continued.
 const NOTHING_TO_CONTINUE: &str = "there is no model yet; run the same command again";
 
@@ -71,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.device.open()?;
 
     out::note("1. gathering text");
-    let texts = corpus::gather(&*fs, args.text.as_deref(), args.seed)?;
+    let texts = corpus::gather(&*fs, args.text.as_deref(), args.bytes_of_text(), args.seed)?;
     interrupt::check(NOTHING_TO_CONTINUE)?;
     seconds.end("gather");
 

@@ -44,6 +44,7 @@ fn model_json(vocabulary: u32) -> serde_json::Value {
         "intermediate_size": 1024,
         "num_hidden_layers": 8,
         "num_attention_heads": 8,
+        "num_key_value_heads": 8,
         "n_mamba_heads": 2,
         "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "mamba", "mamba", "mamba", "hybrid"],
         "mamba_d_state": 16,

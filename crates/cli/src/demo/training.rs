@@ -100,7 +100,7 @@ pub(super) fn train(folder: &Folder, recipe: &Recipe, device: Arc<dyn Device>) -
         resume: false,
         fs: folder.fs().clone(),
         device,
-        stop: interrupt::flag(),
+        stop: &interrupt::requested,
         observer: &mut watcher,
     };
     let summary = zamba_train::train(job)?;
@@ -163,7 +163,7 @@ impl Observer for Watcher {
         let near = |old: f64, new: f64| if new.is_finite() { old + 0.1 * (new - old) } else { old };
         let (loss, speed) = (near(loss, record.loss), near(speed, record.tokens_per_second));
         self.shown = Some((loss, speed));
-        self.progress.message(&format!("{} loss {loss:.3} {speed:.0} tok/s", record.phase));
+        self.progress.say(&format!("{} loss {loss:.3} {speed:.0} tok/s", record.phase));
         self.progress.set(record.step);
         let tenth = |step: u64| step * LINES / self.total.max(1);
         if !self.terminal && (record.step == 1 || tenth(record.step) > tenth(record.step - 1)) {
@@ -186,6 +186,6 @@ impl Observer for Watcher {
         if text.contains("not saved") {
             self.troubles.push(text.to_owned());
         }
-        self.progress.aside(|| out::note(&format!("   {text}")));
+        self.progress.suspend(|| out::note(&format!("   {text}")));
     }
 }

@@ -3,10 +3,9 @@
 //! Keys are taken in blocks cut at absolute positions, in order, with a running maximum and sum per query
 //! (online softmax), so a query's result does not depend on the queries that share its call.
 
-use super::isa::{Op, Tier};
 use super::math::exp;
 use super::split::{Columns, Tile, Tiles};
-use super::vec::{LANES, V, larger, sums};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Attention, Buf, Span};
 
@@ -174,24 +173,25 @@ impl Forward<'_> {
 /// returns the factor for what was summed before. Scores from `seen` on are not the query's to see.
 #[inline(always)]
 fn soften<S: Tier>(row: &mut [f32], running: &mut (f32, f32), seen: usize, scale: f32) -> f32 {
-    let mut top = V::splat(f32::NEG_INFINITY);
-    for (c, part) in row.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-        for l in 0..LANES {
-            let score = part[l] * scale;
-            part[l] = if c * LANES + l < seen { score } else { f32::NEG_INFINITY };
-            // In this order a NaN becomes the maximum, and so the result.
-            top.0[l] = larger(top.0[l], part[l]);
-        }
-    }
-    let max = larger(running.0, top.max());
-    let mut sum = V::ZERO;
     for part in row.as_chunks_mut::<LANES>().0 {
-        let weight = V(*part).map(|s| exp::<S>(s - max));
-        *part = weight.0;
-        sum = sum.add(weight);
+        (V::<S>::of(part) * V::splat(scale)).to(part);
     }
-    let keep = exp::<S>(running.0 - max);
-    *running = (max, running.1 * keep + sum.sum());
+    row[seen..].fill(f32::NEG_INFINITY);
+    let mut top = V::<S>::splat(f32::NEG_INFINITY);
+    for part in row.as_chunks::<LANES>().0 {
+        top = V::of(part).larger(top);
+    }
+    // NaN scores are passed over here, but their exponentials below are NaN, and so is the sum.
+    let max = running.0.max(top.max());
+    let shift = V::<S>::splat(max);
+    let mut sum = V::zero();
+    for part in row.as_chunks_mut::<LANES>().0 {
+        let weights = exp(V::of(part) - shift);
+        weights.to(part);
+        sum = sum + weights;
+    }
+    let keep = exp(V::<S>::splat(running.0 - max)).lanes()[0];
+    *running = (max, S::fma1(running.1, keep, sum.sum()));
     keep
 }
 
@@ -204,7 +204,7 @@ pub(super) fn dots<S: Tier>(scores: &mut [f32], a: Rows, b: Rows, na: usize, nb:
         let quads = if q + 4 <= na { nb - nb % 4 } else { 0 };
         let rows = if quads > 0 { 4 } else { 1 };
         for k in (0..quads).step_by(4) {
-            let mut tile = [V::ZERO; LANES];
+            let mut tile = [V::<S>::zero(); LANES];
             if S::WIDE {
                 dot_tile::<S, 4, 4>(&mut tile, a.from(q), b.from(k));
             } else {
@@ -214,11 +214,11 @@ pub(super) fn dots<S: Tier>(scores: &mut [f32], a: Rows, b: Rows, na: usize, nb:
                     dot_tile::<S, 2, 2>(&mut half[4..], a.from(q + 2 * pair), b.from(k + 2));
                 }
             }
-            let done = sums(&tile);
+            let done = V::sums(tile).lanes();
             for r in 0..4 {
                 for c in 0..4 {
                     let at = if S::WIDE { 4 * r + c } else { 8 * (r / 2) + 4 * (c / 2) + 2 * (r % 2) + c % 2 };
-                    scores[(q + r) * KEYS + k + c] = done.0[at];
+                    scores[(q + r) * KEYS + k + c] = done[at];
                 }
             }
         }
@@ -235,13 +235,13 @@ fn dots_of_row<S: Tier>(scores: &mut [f32], a: &[f32], b: Rows, from: usize) {
     let a = Rows { x: a, at: 0, stride: 0, width: a.len() };
     let mut k = from;
     while k + 8 <= scores.len() {
-        let mut tile = [V::ZERO; LANES];
+        let mut tile = [V::<S>::zero(); LANES];
         dot_tile::<S, 1, 8>(&mut tile[..8], a, b.from(k));
-        scores[k..][..8].copy_from_slice(&sums(&tile).0[..8]);
+        scores[k..][..8].copy_from_slice(&V::sums(tile).lanes()[..8]);
         k += 8;
     }
     while k < scores.len() {
-        let mut tile = [V::ZERO];
+        let mut tile = [V::<S>::zero()];
         dot_tile::<S, 1, 1>(&mut tile, a, b.from(k));
         scores[k] = tile[0].sum();
         k += 1;
@@ -250,7 +250,7 @@ fn dots_of_row<S: Tier>(scores: &mut [f32], a: &[f32], b: Rows, from: usize) {
 
 /// The lanes of the products of `M` rows with `N` rows.
 #[inline(always)]
-fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V], a: Rows, b: Rows) {
+fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V<S>], a: Rows, b: Rows) {
     let full = a.width / LANES;
     let mut a_rows: [&[[f32; LANES]]; M] = [&[]; M];
     let mut b_rows: [&[[f32; LANES]]; N] = [&[]; N];
@@ -260,11 +260,11 @@ fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V], a: Rows, b:
     for c in 0..N {
         b_rows[c] = &b.row(c).as_chunks().0[..full];
     }
-    let mut sum = [[V::ZERO; N]; M];
+    let mut sum = [[V::<S>::zero(); N]; M];
     for k in 0..full {
         for r in 0..M {
             for c in 0..N {
-                sum[r][c] = V(a_rows[r][k]).fma::<S>(V(b_rows[c][k]), sum[r][c]);
+                sum[r][c] = V::of(&a_rows[r][k]).fma(V::of(&b_rows[c][k]), sum[r][c]);
             }
         }
     }
@@ -272,7 +272,7 @@ fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V], a: Rows, b:
         for r in 0..M {
             let a = V::load_part(&a.row(r)[full * LANES..]);
             for c in 0..N {
-                sum[r][c] = a.fma::<S>(V::load_part(&b.row(c)[full * LANES..]), sum[r][c]);
+                sum[r][c] = a.fma(V::load_part(&b.row(c)[full * LANES..]), sum[r][c]);
             }
         }
     }
@@ -343,7 +343,7 @@ fn weigh_tile<S: Tier, const M: usize, const N: usize>(
     end: usize,
     c: usize,
 ) {
-    let mut sum = [[V::ZERO; N]; M];
+    let mut sum = [[V::<S>::zero(); N]; M];
     for r in 0..M {
         for j in 0..N {
             sum[r][j] = V::load_part(&y.row(row + r)[c + j * LANES..]);
@@ -351,14 +351,14 @@ fn weigh_tile<S: Tier, const M: usize, const N: usize>(
     }
     for k in start..end {
         let x = &x.row(k)[c..];
-        let mut xs = [V::ZERO; N];
+        let mut xs = [V::zero(); N];
         for j in 0..N {
             xs[j] = if N == 1 { V::load_part(x) } else { V::load(&x[j * LANES..]) };
         }
         for r in 0..M {
             let weight = V::splat(weights[r * KEYS + k]);
             for j in 0..N {
-                sum[r][j] = weight.fma::<S>(xs[j], sum[r][j]);
+                sum[r][j] = weight.fma(xs[j], sum[r][j]);
             }
         }
     }

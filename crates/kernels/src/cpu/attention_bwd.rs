@@ -5,10 +5,10 @@
 //! output is then summed by one thread in the order of the other side's positions.
 
 use super::attention::{Arrays, KEYS, QUERIES, Rows, dots, weigh};
-use super::isa::{Op, Tier};
 use super::math::exp;
 use super::norm::dot;
 use super::split::{Columns, Runs, Tile, Tiles};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Attention, Buf, Span};
 
@@ -81,8 +81,7 @@ struct Inputs<'a> {
 
 impl<'a> Inputs<'a> {
     /// Weight and gradient of the score of each pair of `rows` queries from packed row `row` and `keys` keys,
-    /// in rows of [`KEYS`]; what a query does not see is left in an unspecified but finite-or-NaN state that
-    /// callers skip.
+    /// in rows of [`KEYS`]. What a query does not see is there too, and meaningless.
     #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn scores<S: Tier>(
@@ -100,10 +99,13 @@ impl<'a> Inputs<'a> {
         dots::<S>(dscores, a.like_q(self.dy, head).from(row), v, rows, keys);
         for r in 0..rows {
             let (lse, mean) = (self.lse[(row + r) * a.h + head], self.means[(row + r) * a.h + head]);
-            let weights = &mut weights[r * KEYS..][..keys];
-            for (w, d) in weights.iter_mut().zip(&mut dscores[r * KEYS..][..keys]) {
-                *w = exp::<S>(*w * a.scale - lse);
-                *d = *w * (*d - mean) * a.scale;
+            let (lse, mean, scale) = (V::<S>::splat(lse), V::splat(mean), V::splat(a.scale));
+            let (weights, dscores) = (&mut weights[r * KEYS..][..KEYS], &mut dscores[r * KEYS..][..KEYS]);
+            let parts = weights.as_chunks_mut::<LANES>().0.iter_mut().zip(dscores.as_chunks_mut::<LANES>().0);
+            for (w, d) in parts.take(keys.div_ceil(LANES)) {
+                let weights = exp(V::of(w) * scale - lse);
+                weights.to(w);
+                (weights * (V::of(d) - mean) * scale).to(d);
             }
         }
     }

@@ -3,10 +3,9 @@
 //! A chunk first lays the signal of its channels, which is every other column of `xz`, side by side with
 //! `k - 1` rows of history above it; the rest is then plain rows.
 
-use super::isa::{Op, Tier};
 use super::math::{activate, for_act, slope};
 use super::split::{Columns, Tile, Tiles};
-use super::vec::{LANES, V};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Act, Buf, Conv, ConvAt, Span};
 
@@ -107,14 +106,18 @@ impl<'a> Channels<'a> {
 
     /// Writes inputs `from ..` of a span, counted `k - 1` later than tokens, one per row of `signal`.
     #[inline(always)]
-    fn signal(&self, signal: &mut [f32], padded: usize, s: &Span, from: usize, past: Past) {
+    fn signal<S: Tier>(&self, signal: &mut [f32], padded: usize, s: &Span, from: usize, past: Past) {
         let keep = self.k - 1;
         for (row, at) in signal.chunks_exact_mut(padded).zip(from..) {
-            row.fill(0.0);
             if at >= keep {
                 let xz = &self.xz[((s.start + at - keep) * self.e + past.start) * 2..][..2 * past.width];
-                evens(row, xz);
-            } else if let (Some(window), true) = (past.window, s.pos > 0) {
+                for (row, xz) in row.chunks_exact_mut(LANES).zip(xz.chunks(2 * LANES)) {
+                    V::<S>::evens(xz).store(row);
+                }
+                continue;
+            }
+            row.fill(0.0);
+            if let (Some(window), true) = (past.window, s.pos > 0) {
                 let old = &window[(s.slot * keep + at) * self.e + past.start..][..past.width];
                 row[..past.width].copy_from_slice(old);
             }
@@ -132,11 +135,11 @@ struct Past<'a> {
 
 /// Bias and taps times the `k` rows of `signal` from `row` on, for 16 channels from `c`.
 #[inline(always)]
-fn tap_sum<S: Tier>(taps: &[f32], signal: &[f32], k: usize, padded: usize, row: usize, c: usize) -> V {
+fn tap_sum<S: Tier>(taps: &[f32], signal: &[f32], k: usize, padded: usize, row: usize, c: usize) -> V<S> {
     let mut sum = V::load(&taps[k * padded + c..]);
     for j in 0..k {
         let x = V::load(&signal[(row + j) * padded + c..]);
-        sum = V::load(&taps[j * padded + c..]).fma::<S>(x, sum);
+        sum = V::load(&taps[j * padded + c..]).fma(x, sum);
     }
     sum
 }
@@ -172,12 +175,12 @@ impl Forward<'_> {
             let (from, to) = (first.max(s.start), last.min(s.start + s.len));
             let signal = &mut self.signal[..(to - from + k - 1) * padded];
             let past = Past { start: self.y.start, width: self.y.width, window: self.past };
-            a.signal(signal, padded, s, from - s.start, past);
+            a.signal::<S>(signal, padded, s, from - s.start, past);
             for row in 0..to - from {
                 let y = self.y.row_mut(from + row - first);
                 for c in (0..y.len()).step_by(LANES) {
                     let sum = tap_sum::<S>(self.taps, signal, k, padded, row, c);
-                    sum.map(|x| activate::<S>(act, x)).store_part(&mut y[c..]);
+                    activate(act, sum).store_part(&mut y[c..]);
                 }
             }
         }
@@ -275,22 +278,21 @@ impl Backward<'_> {
         let ahead = s.len.min(to + k - 1);
         let (signal, dsum) = self.memory.split_at_mut((BWD_BLOCK + 2 * (k - 1)) * padded);
         let signal = &mut signal[..(ahead - from + k - 1) * padded];
-        a.signal(signal, padded, s, from, Past { start, width, window: None });
+        a.signal::<S>(signal, padded, s, from, Past { start, width, window: None });
         let (taps, dtaps) = self.taps.split_at_mut(size);
         for row in 0..ahead - from {
             let dy = &self.dy[(s.start + from + row) * a.e + start..][..width];
             for c in (0..padded).step_by(LANES) {
                 let sum = tap_sum::<S>(taps, signal, k, padded, row, c);
-                let d = sum.map(|x| slope::<S>(act, x)).mul(V::load_part(&dy[c..]));
+                let d = slope(act, sum) * V::load_part(&dy[c..]);
                 d.store(&mut dsum[row * padded + c..]);
                 if from + row < to {
                     for j in 0..k {
                         let dtap = &mut dtaps[j * padded + c..];
                         let x = V::load(&signal[(row + j) * padded + c..]);
-                        d.fma::<S>(x, V::load(dtap)).store(dtap);
+                        d.fma(x, V::load(dtap)).store(dtap);
                     }
-                    let dbias = &mut dtaps[k * padded + c..];
-                    V::load(dbias).add(d).store(dbias);
+                    d.add_to(&mut dtaps[k * padded + c..]);
                 }
             }
         }
@@ -298,12 +300,12 @@ impl Backward<'_> {
             let dxz = self.dxz.row_mut(s.start + from + row);
             let reach = k.min(ahead - from - row);
             for c in (0..padded).step_by(LANES) {
-                let mut dx = V::ZERO;
+                let mut dx = V::<S>::zero();
                 for m in 0..reach {
                     let tap = V::load(&taps[(k - 1 - m) * padded + c..]);
-                    dx = tap.fma::<S>(V::load(&dsum[(row + m) * padded + c..]), dx);
+                    dx = tap.fma(V::load(&dsum[(row + m) * padded + c..]), dx);
                 }
-                for (dxz, dx) in dxz[2 * c..].as_chunks_mut::<2>().0.iter_mut().zip(dx.0) {
+                for (dxz, dx) in dxz[2 * c..].as_chunks_mut::<2>().0.iter_mut().zip(dx.lanes()) {
                     dxz[0] += dx;
                 }
             }

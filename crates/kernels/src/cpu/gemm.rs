@@ -5,10 +5,9 @@
 
 use half::bf16;
 
-use super::isa::{Op, Tier};
-use super::linear::{check, operand};
+use super::linear::check;
 use super::split::{Columns, Tile, Tiles};
-use super::vec::{LANES, V, Weight};
+use super::tier::{LANES, Op, Tier, V, Weight, operand};
 use super::{Cpu, norm, scratch};
 use crate::{Buf, Dtype, Linear};
 
@@ -109,7 +108,7 @@ trait Operands: Copy {
     fn column<const M: usize>(&self, out: &mut [f32; M], row: usize, rows: usize, k: usize);
 
     /// The 16 elements of row `k` of B from column `n`; zeros beyond the chunk.
-    fn row(&self, k: usize, n: usize) -> V;
+    fn row<S: Tier>(&self, k: usize, n: usize) -> V<S>;
 }
 
 /// A is `dy`, B the weights.
@@ -131,9 +130,9 @@ impl<W: Weight> Operands for Dx<'_, W> {
     }
 
     #[inline(always)]
-    fn row(&self, k: usize, n: usize) -> V {
+    fn row<S: Tier>(&self, k: usize, n: usize) -> V<S> {
         if n >= self.width {
-            return V::ZERO;
+            return V::zero();
         }
         W::load_part(&self.w[k * self.i + n..][..LANES.min(self.width - n)])
     }
@@ -160,12 +159,19 @@ impl<W: Weight> Operands for Dw<'_, W> {
     }
 
     #[inline(always)]
-    fn row(&self, k: usize, n: usize) -> V {
+    fn row<S: Tier>(&self, k: usize, n: usize) -> V<S> {
         if n >= self.width {
-            return V::ZERO;
+            return V::zero();
         }
-        let x = V::load_part(&self.x[k * self.x_stride + n..][..LANES.min(self.width - n)]);
-        x.map(operand::<W>)
+        let x = &self.x[k * self.x_stride + n..][..LANES.min(self.width - n)];
+        if !W::ROUNDS {
+            return V::load_part(x);
+        }
+        let mut rounded = [0.0; LANES];
+        for (y, x) in rounded.iter_mut().zip(x) {
+            *y = operand::<W>(*x);
+        }
+        V::of(&rounded)
     }
 }
 
@@ -174,7 +180,8 @@ fn product<P: Operands>(cpu: &Cpu, c: Tiles<f32>, depth: usize, operands: impl F
     cpu.pool.split(c, |_, c: Tile<f32>| {
         let rows = c.rows.next_multiple_of(WIDE_TILE.0);
         scratch::floats(rows * DEPTH, |a_panel| {
-            scratch::vectors(WIDE_TILE.1 * DEPTH, |b_panel| {
+            scratch::floats(WIDE_TILE.1 * DEPTH * LANES, |b_panel| {
+                let b_panel = b_panel.as_chunks_mut().0;
                 cpu.isa.run(Product { operands: operands(&c), c, depth, a_panel, b_panel });
             });
         });
@@ -188,7 +195,7 @@ struct Product<'a, P> {
     /// `[rows / M][k][M]`
     a_panel: &'a mut [f32],
     /// `[k][vectors]`
-    b_panel: &'a mut [V],
+    b_panel: &'a mut [[f32; LANES]],
 }
 
 impl<P: Operands> Op for Product<'_, P> {
@@ -211,7 +218,7 @@ impl<P: Operands> Product<'_, P> {
             let depth = DEPTH.min(self.depth - from);
             self.pack_a::<M>(from, depth);
             for n in (0..self.c.width).step_by(N * LANES) {
-                self.pack_b::<N>(from, depth, n);
+                self.pack_b::<S, N>(from, depth, n);
                 for (block, row) in (0..self.c.rows).step_by(M).enumerate() {
                     let a = &self.a_panel[block * M * depth..][..M * depth];
                     let tile = register_tile::<S, M, N>(a, &self.b_panel[..N * depth]);
@@ -232,21 +239,21 @@ impl<P: Operands> Product<'_, P> {
     }
 
     #[inline(always)]
-    fn pack_b<const N: usize>(&mut self, from: usize, depth: usize, n: usize) {
+    fn pack_b<S: Tier, const N: usize>(&mut self, from: usize, depth: usize, n: usize) {
         for k in 0..depth {
             for j in 0..N {
-                self.b_panel[k * N + j] = self.operands.row(from + k, n + j * LANES);
+                self.operands.row::<S>(from + k, n + j * LANES).to(&mut self.b_panel[k * N + j]);
             }
         }
     }
 
     #[inline(always)]
-    fn add_tile<const M: usize, const N: usize>(&mut self, tile: &[[V; N]; M], row: usize, n: usize) {
+    fn add_tile<S: Tier, const M: usize, const N: usize>(&mut self, tile: &[[V<S>; N]; M], row: usize, n: usize) {
         for r in 0..M.min(self.c.rows - row) {
             let c = &mut self.c.row_mut(row + r)[n..];
             for (j, sum) in tile[r].iter().enumerate() {
                 if let Some(c) = c.get_mut(j * LANES..) {
-                    V::load_part(c).add(*sum).store_part(c);
+                    sum.add_to(c);
                 }
             }
         }
@@ -255,13 +262,17 @@ impl<P: Operands> Product<'_, P> {
 
 /// The sum over `k` of the outer products of the rows of two panels.
 #[inline(always)]
-fn register_tile<S: Tier, const M: usize, const N: usize>(a: &[f32], b: &[V]) -> [[V; N]; M] {
-    let mut tile = [[V::ZERO; N]; M];
+fn register_tile<S: Tier, const M: usize, const N: usize>(a: &[f32], b: &[[f32; LANES]]) -> [[V<S>; N]; M] {
+    let mut tile = [[V::zero(); N]; M];
     for (a, b) in a.as_chunks::<M>().0.iter().zip(b.as_chunks::<N>().0) {
+        let mut bs = [V::zero(); N];
+        for j in 0..N {
+            bs[j] = V::of(&b[j]);
+        }
         for r in 0..M {
             let a = V::splat(a[r]);
             for j in 0..N {
-                tile[r][j] = a.fma::<S>(b[j], tile[r][j]);
+                tile[r][j] = a.fma(bs[j], tile[r][j]);
             }
         }
     }

@@ -4,26 +4,19 @@
 //! halving. Every register tile, the 1 x 1 of the tails included, does exactly this for each of its
 //! outputs, so the shape of a tile, the blocks and the number of tokens leave no trace in the result.
 
-use super::isa::{Op, Tier};
 use super::split::{Columns, Tile, Tiles};
-use super::vec::{LANES, V, Weight, sums};
+use super::tier::{LANES, Op, Tier, V, Weight};
 use super::{Cpu, scratch};
 use crate::{Buf, Dtype, Linear, round_bf16};
 
-/// Elements of `in` per pass: a tile's rows of weights and tokens, 16 KiB, stay in L1.
-const IN_BLOCK: usize = 512;
-/// Most tokens per chunk: with [`IN_BLOCK`] 128 KiB of input, and as much of unfinished sums, in L2.
+/// Elements of `in` per pass: the rows of weights of a tile, 16 KiB, stay in L1 while tokens go by.
+const IN_BLOCK: usize = 1024;
+/// Most tokens per chunk: with [`IN_BLOCK`] 256 KiB of input, and as much of unfinished sums, in L2.
 const TOKEN_BLOCK: usize = 64;
 /// Most rows of weights per chunk.
 const ROW_BLOCK: usize = 64;
 /// Products below which a chunk is not worth a thread.
 const GRAIN: usize = 1 << 15;
-
-/// Rounds operands for products with bf16 weights.
-#[inline(always)]
-pub(super) fn operand<W: Weight>(x: f32) -> f32 {
-    if W::ROUNDS { round_bf16(x) } else { x }
-}
 
 /// The input of all groups, `[t, stride]` with group `g` at column `at + g * group`.
 #[derive(Clone, Copy)]
@@ -89,21 +82,30 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
     let bias = a.bias.map(Buf::f32);
     let (tokens, rows) = blocks(cpu, a);
     let columns = Columns::grouped(a.groups * a.o, a.groups, rows);
+    let passes = passes(a.t, a.i);
     cpu.pool.split(Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
         let first = y.group * a.o + y.start;
         let at = y.row * input.stride + input.at + y.group * input.group;
-        scratch::vectors(y.rows * y.width, |sums| {
+        let sums = if passes == 1 { 0 } else { y.rows * y.width * LANES };
+        scratch::floats(sums, |sums| {
             cpu.isa.run(Forward {
-                sums,
+                sums: sums.as_chunks_mut().0,
                 bias: bias.map(|b| &b[first..]),
                 w: &w[first * a.i..],
                 x: &input.x[at.min(input.x.len())..],
                 x_stride: input.stride,
                 i: a.i,
+                passes,
                 y,
             });
         });
     });
+}
+
+/// How often the tiles of a chunk are gone over, each time with another part of `in`. One token reads each
+/// weight once, so there is nothing to block for.
+fn passes(t: usize, i: usize) -> usize {
+    if t == 1 { 1 } else { i.div_ceil(IN_BLOCK).max(1) }
 }
 
 /// Tokens and rows per chunk: all in one for little work, else a few chunks per thread, so that a thread
@@ -120,18 +122,28 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
     (tokens, rows.min(a.o.div_ceil(row_chunks).next_multiple_of(8)))
 }
 
-/// One tile of outputs.
+/// One chunk of outputs.
 struct Forward<'a, W> {
     y: Tile<'a, f32>,
-    /// Unfinished sums, `[tokens, rows]`.
-    sums: &'a mut [V],
+    /// Unfinished sums, `[tokens, rows]`, when there are several passes.
+    sums: &'a mut [[f32; LANES]],
     bias: Option<&'a [f32]>,
-    /// From the tile's first row.
+    /// From the chunk's first row.
     w: &'a [W],
-    /// From the tile's first token.
+    /// From the chunk's first token.
     x: &'a [f32],
     x_stride: usize,
     i: usize,
+    passes: usize,
+}
+
+/// Columns `from ..+ len` of `in`.
+#[derive(Clone, Copy)]
+struct Pass {
+    from: usize,
+    len: usize,
+    first: bool,
+    last: bool,
 }
 
 impl<W: Weight> Op for Forward<'_, W> {
@@ -139,59 +151,61 @@ impl<W: Weight> Op for Forward<'_, W> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        self.sums.fill(V::ZERO);
-        // One token reads each weight once, so there is nothing to block for.
-        let block = if self.y.rows == 1 { self.i.max(1) } else { IN_BLOCK };
-        let mut from = 0;
-        while from < self.i {
+        let block = self.i.div_ceil(self.passes).next_multiple_of(LANES);
+        for pass in 0..self.passes {
+            let from = self.i.min(pass * block);
             let len = block.min(self.i - from);
+            let pass = Pass { from, len, first: pass == 0, last: pass + 1 == self.passes };
             if S::WIDE {
-                self.pass::<S, 4, 4, 8>(from, len);
+                self.pass::<S, 4, 4, 8>(pass);
             } else {
-                self.pass::<S, 3, 2, 6>(from, len);
+                self.pass::<S, 3, 2, 6>(pass);
             }
-            from += len;
         }
-        self.finish();
+        if let Some(bias) = self.bias {
+            for t in 0..self.y.rows {
+                for (y, b) in self.y.row_mut(t).iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        }
     }
 }
 
 impl<W: Weight> Forward<'_, W> {
-    /// Adds the products of columns `from ..+ len`, in tiles of `R` rows and `C` tokens; rows of single
-    /// tokens come `L` at a time.
+    /// One pass in tiles of `R` rows and `C` tokens; rows of single tokens come `L` at a time.
     #[inline(always)]
-    fn pass<S: Tier, const R: usize, const C: usize, const L: usize>(&mut self, from: usize, len: usize) {
+    fn pass<S: Tier, const R: usize, const C: usize, const L: usize>(&mut self, pass: Pass) {
         let (rows, tokens) = (self.y.width, self.y.rows);
-        let tiled = tokens - tokens % C;
-        let mut r = 0;
-        while r < rows {
-            if tiled > 0 && r + R <= rows {
+        let tiled = if tokens >= C { tokens - tokens % C } else { 0 };
+        if tiled > 0 {
+            let full = rows - rows % R;
+            for r in (0..full).step_by(R) {
                 for t in (0..tiled).step_by(C) {
-                    self.tile::<S, R, C>(r, t, from, len);
+                    self.tile::<S, R, C>(r, t, pass);
                 }
-                r += R;
-            } else if tiled > 0 {
+            }
+            for r in full..rows {
                 for t in (0..tiled).step_by(C) {
-                    self.tile::<S, 1, C>(r, t, from, len);
+                    self.tile::<S, 1, C>(r, t, pass);
                 }
-                r += 1;
-            } else {
-                break;
             }
         }
         for t in tiled..tokens {
             let full = rows - rows % L;
             for r in (0..full).step_by(L) {
-                self.tile::<S, L, 1>(r, t, from, len);
+                self.tile::<S, L, 1>(r, t, pass);
             }
             for r in full..rows {
-                self.tile::<S, 1, 1>(r, t, from, len);
+                self.tile::<S, 1, 1>(r, t, pass);
             }
         }
     }
 
     #[inline(always)]
-    fn tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, from: usize, len: usize) {
+    fn tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, pass: Pass) {
+        const { assert!(R * C <= LANES) }
+        let (from, len) = (pass.from, pass.len);
         let full = len / LANES;
         let mut w: [&[[W; LANES]]; R] = [&[]; R];
         let mut w_tail: [&[W]; R] = [&[]; R];
@@ -207,19 +221,24 @@ impl<W: Weight> Forward<'_, W> {
             let (body, tail) = row.as_chunks();
             (x[c], x_tail[c]) = (&body[..full], tail);
         }
-        let mut sum = [[V::ZERO; R]; C];
-        for c in 0..C {
-            sum[c].copy_from_slice(&self.sums[(t + c) * self.y.width + r..][..R]);
+        let mut sum = [[V::<S>::zero(); R]; C];
+        if !pass.first {
+            for c in 0..C {
+                let old = &self.sums[(t + c) * self.y.width + r..][..R];
+                for j in 0..R {
+                    sum[c][j] = V::of(&old[j]);
+                }
+            }
         }
         for k in 0..full {
-            let mut xs = [V::ZERO; C];
+            let mut xs = [V::zero(); C];
             for c in 0..C {
-                xs[c] = V(x[c][k]);
+                xs[c] = V::of(&x[c][k]);
             }
             for j in 0..R {
-                let weight = W::load(&w[j][k]);
+                let weight = W::of(&w[j][k]);
                 for c in 0..C {
-                    sum[c][j] = weight.fma::<S>(xs[c], sum[c][j]);
+                    sum[c][j] = weight.fma(xs[c], sum[c][j]);
                 }
             }
         }
@@ -227,34 +246,38 @@ impl<W: Weight> Forward<'_, W> {
             for j in 0..R {
                 let weight = W::load_part(w_tail[j]);
                 for c in 0..C {
-                    sum[c][j] = weight.fma::<S>(V::load_part(x_tail[c]), sum[c][j]);
+                    sum[c][j] = weight.fma(V::load_part(x_tail[c]), sum[c][j]);
                 }
             }
         }
-        for c in 0..C {
-            self.sums[(t + c) * self.y.width + r..][..R].copy_from_slice(&sum[c]);
+        if pass.last {
+            self.finish(r, t, &sum);
+        } else {
+            for c in 0..C {
+                let new = &mut self.sums[(t + c) * self.y.width + r..][..R];
+                for j in 0..R {
+                    sum[c][j].to(&mut new[j]);
+                }
+            }
         }
     }
 
-    /// Adds up the lanes and the bias.
+    /// Adds up the lanes of a tile's sums.
     #[inline(always)]
-    fn finish(&mut self) {
-        let rows = self.y.width;
-        for t in 0..self.y.rows {
-            let sums_of_token = &self.sums[t * rows..][..rows];
-            let y = self.y.row_mut(t);
-            let (body, tail) = sums_of_token.as_chunks::<LANES>();
-            for (j, block) in body.iter().enumerate() {
-                sums(block).store(&mut y[j * LANES..]);
+    fn finish<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, sum: &[[V<S>; R]; C]) {
+        if R * C == 1 {
+            self.y.row_mut(t)[r] = sum[0][0].sum();
+            return;
+        }
+        let mut rows = [V::zero(); LANES];
+        for c in 0..C {
+            for j in 0..R {
+                rows[c * R + j] = sum[c][j];
             }
-            for (y, v) in y[body.len() * LANES..].iter_mut().zip(tail) {
-                *y = v.sum();
-            }
-            if let Some(bias) = self.bias {
-                for (y, b) in y.iter_mut().zip(bias) {
-                    *y += b;
-                }
-            }
+        }
+        let done = V::sums(rows).lanes();
+        for c in 0..C {
+            self.y.row_mut(t + c)[r..][..R].copy_from_slice(&done[c * R..][..R]);
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Cross entropy.
 
-use super::isa::{Op, Tier};
 use super::math::exp;
+use super::norm::fold;
 use super::split::Runs;
-use super::vec::{LANES, V, larger};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, GRAIN};
 use crate::{Buf, IGNORE};
 
@@ -39,47 +39,48 @@ impl Op for LogSumExp<'_> {
     type Out = f32;
     #[inline(always)]
     fn eval<S: Tier>(self) -> f32 {
-        let max = row_max(self.0);
+        let max = row_max::<S>(self.0);
         if !max.is_finite() {
             // All logits are -inf, one is +inf, or NaN: the maximum is the answer in each case.
             return max;
         }
+        let top = V::splat(max);
         let (body, tail) = self.0.as_chunks::<{ 4 * LANES }>();
-        let mut sum = [V::ZERO; 4];
+        let mut sum = [V::<S>::zero(); 4];
         for chunk in body {
             for j in 0..4 {
-                let x = V::load(&chunk[j * LANES..]);
-                sum[j] = sum[j].add(x.map(|x| exp::<S>(x - max)));
+                sum[j] = sum[j] + exp(V::load(&chunk[j * LANES..]) - top);
             }
         }
         for (j, part) in tail.chunks(LANES).enumerate() {
-            for (lane, x) in sum[j].0.iter_mut().zip(part) {
-                *lane += exp::<S>(x - max);
-            }
+            // Lanes beyond the row hold -inf, whose exponential is 0.
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            lanes[..part.len()].copy_from_slice(part);
+            sum[j] = sum[j] + exp(V::of(&lanes) - top);
         }
-        let sum = sum[0].add(sum[2]).add(sum[1].add(sum[3])).sum();
-        max + f64::from(sum).ln() as f32
+        max + f64::from(fold(sum).sum()).ln() as f32
     }
 }
 
 /// The largest element of a row, or NaN if there is one.
 #[inline(always)]
-fn row_max(row: &[f32]) -> f32 {
-    let mut max = V::splat(f32::NEG_INFINITY);
-    // A sum with x - x = 0 would not do for infinities, so NaN is counted apart.
-    let mut nan = [0u32; LANES];
+fn row_max<S: Tier>(row: &[f32]) -> f32 {
+    let mut max = V::<S>::splat(f32::NEG_INFINITY);
+    // x * 0 is NaN for NaN and infinities; -inf is common (masked logits), so only the positive part counts.
+    let mut odd = V::<S>::zero();
     let (body, tail) = row.as_chunks::<LANES>();
     for chunk in body {
-        for l in 0..LANES {
-            max.0[l] = larger(chunk[l], max.0[l]);
-            nan[l] |= u32::from(chunk[l].is_nan());
-        }
+        let x = V::of(chunk);
+        max = x.larger(max);
+        odd = odd + V::zero().larger(x) * V::zero();
     }
-    for (l, x) in tail.iter().enumerate() {
-        max.0[l] = larger(*x, max.0[l]);
-        nan[l] |= u32::from(x.is_nan());
+    let mut most = max.max();
+    let mut nan = odd.sum().is_nan() && row.iter().any(|x| x.is_nan());
+    for x in tail {
+        most = if *x > most { *x } else { most };
+        nan |= x.is_nan();
     }
-    if nan.iter().any(|n| *n != 0) { f32::NAN } else { max.max() }
+    if nan { f32::NAN } else { most }
 }
 
 /// See [`crate::Device::cross_entropy_bwd`].
@@ -113,8 +114,10 @@ impl Op for LossBwd<'_> {
     type Out = ();
     #[inline(always)]
     fn eval<S: Tier>(self) {
-        for (d, x) in self.dlogits.iter_mut().zip(self.logits) {
-            *d = S::fma(self.scale, exp::<S>(x - self.lse), *d);
+        let (scale, lse) = (V::<S>::splat(self.scale), V::splat(self.lse));
+        for (d, x) in self.dlogits.chunks_mut(LANES).zip(self.logits.chunks(LANES)) {
+            let softmax = exp(V::load_part(x) - lse);
+            scale.fma(softmax, V::load_part(d)).store_part(d);
         }
     }
 }

@@ -35,12 +35,12 @@ pub(super) fn exp<S: Tier>(x: V<S>) -> V<S> {
     p.scale(k)
 }
 
-/// `2^x` for `x <= 0`: within 2 ulp down to -126, about `2^-130` below -130.
+/// `2^x` for `x <= 0`: within 2 ulp down to -126, `2^-126` below that, so that no result is subnormal.
 ///
 /// Fit: `1 + x P(x)` of degree 6 on ±1/2, 2.6e-9.
 #[inline(always)]
 pub(super) fn exp2_decay<S: Tier>(x: V<S>) -> V<S> {
-    let x = V::splat(-130.0).larger(x);
+    let x = V::splat(-126.0).larger(x);
     let k = x + V::splat(MAGIC);
     let r = x - (k - V::splat(MAGIC));
     let p = polynomial(
@@ -154,8 +154,8 @@ pub(super) fn slope<S: Tier>(act: Act, x: V<S>) -> V<S> {
             let inner = V::splat(2.0 * GELU_SCALE) * (V::splat(3.0 * GELU_CUBIC) * x).fma(x, one);
             (x * s * (one - s)).fma(inner, s)
         }
-        // x - x is 0, or NaN where x is not finite; an infinite input has lost its run anyway.
-        Act::Relu => V::zero().below(x, one, x - x),
+        // Where x is not above 0, the larger of the two is 0 or NaN.
+        Act::Relu => V::zero().below(x, one, V::zero().larger(x)),
     }
 }
 

@@ -21,7 +21,9 @@ mod scan;
 mod scan_bwd;
 mod scratch;
 mod split;
-mod vec;
+mod tier;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use self::pool::Pool;
 use self::split::Runs;

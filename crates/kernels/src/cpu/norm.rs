@@ -1,8 +1,7 @@
 //! RMS norm and sums over columns.
 
-use super::isa::{Op, Tier};
 use super::split::{Columns, Runs, Tile, Tiles};
-use super::vec::{LANES, V};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, GRAIN, scratch};
 use crate::Buf;
 
@@ -56,18 +55,24 @@ impl Op for Norm<'_> {
 #[inline(always)]
 pub(super) fn dot<S: Tier>(a: &[f32], b: &[f32]) -> f32 {
     const STEP: usize = 4 * LANES;
-    let mut sum = [V::ZERO; 4];
+    let mut sum = [V::<S>::zero(); 4];
     let (a_body, a_tail) = a.as_chunks::<STEP>();
     let (b_body, b_tail) = b.as_chunks::<STEP>();
     for (a, b) in a_body.iter().zip(b_body) {
         for j in 0..4 {
-            sum[j] = V::load(&a[j * LANES..]).fma::<S>(V::load(&b[j * LANES..]), sum[j]);
+            sum[j] = V::load(&a[j * LANES..]).fma(V::load(&b[j * LANES..]), sum[j]);
         }
     }
     for (j, (a, b)) in a_tail.chunks(LANES).zip(b_tail.chunks(LANES)).enumerate() {
-        sum[j] = V::load_part(a).fma::<S>(V::load_part(b), sum[j]);
+        sum[j] = V::load_part(a).fma(V::load_part(b), sum[j]);
     }
-    sum[0].add(sum[2]).add(sum[1].add(sum[3])).sum()
+    fold(sum).sum()
+}
+
+/// Four vectors as one.
+#[inline(always)]
+pub(super) fn fold<S: Tier>(sum: [V<S>; 4]) -> V<S> {
+    (sum[0] + sum[2]) + (sum[1] + sum[3])
 }
 
 /// See [`crate::Device::rmsnorm_bwd`].
@@ -109,16 +114,16 @@ impl Op for NormBwd<'_> {
     fn eval<S: Tier>(self) {
         let d = self.x.len();
         let (dx, dy, x, w) = (&mut self.dx[..d], &self.dy[..d], self.x, &self.w[..d]);
-        let mut lanes = [V::ZERO; 4];
+        let mut lanes = [V::<S>::zero(); 4];
         for (j, from) in (0..d).step_by(LANES).enumerate() {
             let to = d.min(from + LANES);
-            let g = V::load_part(&dy[from..to]).mul(V::load_part(&w[from..to]));
-            lanes[j % 4] = g.fma::<S>(V::load_part(&x[from..to]), lanes[j % 4]);
+            let g = V::load_part(&dy[from..to]) * V::load_part(&w[from..to]);
+            lanes[j % 4] = g.fma(V::load_part(&x[from..to]), lanes[j % 4]);
         }
-        let product = lanes[0].add(lanes[2]).add(lanes[1].add(lanes[3])).sum();
+        let product = fold(lanes).sum();
         let pull = product * self.rstd * self.rstd / d as f32;
         for c in 0..d {
-            dx[c] += self.rstd * S::fma(-x[c], pull, dy[c] * w[c]);
+            dx[c] += self.rstd * S::fma1(-x[c], pull, dy[c] * w[c]);
         }
     }
 }
@@ -145,7 +150,7 @@ impl Op for Fold<'_> {
         let (start, width, stride) = (self.sum.start, self.sum.width, self.stride);
         let rows = if stride == 0 { 0 } else { self.x.len() / stride };
         for from in (0..rows).step_by(ROW_BLOCK) {
-            let mut part = [V::ZERO; COLUMN_BLOCK / LANES];
+            let mut part = [V::<S>::zero(); COLUMN_BLOCK / LANES];
             for t in from..rows.min(from + ROW_BLOCK) {
                 let x = &self.x[t * stride + start..][..width];
                 for (j, part) in part.iter_mut().enumerate() {
@@ -153,15 +158,14 @@ impl Op for Fold<'_> {
                     let mut term = V::load_part(&x[at..]);
                     if let Some((y, scale)) = self.by {
                         let y = V::load_part(&y[t * stride + start..][..width][at..]);
-                        term = term.mul(y.mul(V::splat(scale[t])));
+                        term = term * (y * V::splat(scale[t]));
                     }
-                    *part = part.add(term);
+                    *part = *part + term;
                 }
             }
             let sum = self.sum.row_mut(0);
             for (j, part) in part.iter().enumerate() {
-                let sum = &mut sum[width.min(j * LANES)..];
-                V::load_part(sum).add(*part).store_part(sum);
+                part.add_to(&mut sum[width.min(j * LANES)..]);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The optimiser's step.
 
-use super::isa::{Op, Tier};
 use super::split::Runs;
+use super::tier::{Op, Tier};
 use super::{Cpu, GRAIN};
 use crate::{AdamW, Buf};
 
@@ -53,10 +53,10 @@ impl Op for Step<'_> {
         let (w, m, v) = (&mut self.w[..len], &mut self.m[..len], &mut self.v[..len]);
         for j in 0..len {
             let g = self.g[j] * c.grad_scale;
-            m[j] = S::fma(c.beta1, m[j], rest1 * g);
-            v[j] = S::fma(c.beta2, v[j], rest2 * g * g);
-            let move_by = step * m[j] / S::fma(v[j].sqrt(), root, c.eps);
-            w[j] = S::fma(w[j], keep, -move_by);
+            m[j] = S::fma1(c.beta1, m[j], rest1 * g);
+            v[j] = S::fma1(c.beta2, v[j], rest2 * g * g);
+            let move_by = step * m[j] / S::fma1(v[j].sqrt(), root, c.eps);
+            w[j] = S::fma1(w[j], keep, -move_by);
         }
     }
 }

@@ -2,10 +2,9 @@
 
 use half::bf16;
 
-use super::isa::{Op, Tier};
 use super::math::{activate, for_act, slope};
 use super::split::{Columns, Runs, Tile, Tiles};
-use super::vec::Weight;
+use super::tier::{LANES, Op, Tier, V, Weight};
 use super::{Cpu, GRAIN};
 use crate::{Act, Buf, Dtype, Mat, Span};
 
@@ -252,8 +251,10 @@ impl Op for Glu<'_> {
 impl Glu<'_> {
     #[inline(always)]
     fn each<S: Tier>(&mut self, act: Act) {
-        for ((y, gate), up) in self.y.iter_mut().zip(self.gate).zip(self.up) {
-            *y = activate::<S>(act, *gate) * up;
+        let parts = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
+        for (y, (gate, up)) in self.y.chunks_mut(LANES).zip(parts) {
+            let (gate, up) = (V::<S>::load_part(gate), V::load_part(up));
+            (activate(act, gate) * up).store_part(y);
         }
     }
 }
@@ -301,12 +302,12 @@ impl Op for GluBwd<'_> {
 impl GluBwd<'_> {
     #[inline(always)]
     fn each<S: Tier>(&mut self, act: Act) {
-        let len = self.dy.len();
-        let (dgate, dup) = (&mut self.dgate[..len], &mut self.dup[..len]);
-        let (dy, gate, up) = (self.dy, &self.gate[..len], &self.up[..len]);
-        for c in 0..len {
-            dgate[c] += dy[c] * up[c] * slope::<S>(act, gate[c]);
-            dup[c] += dy[c] * activate::<S>(act, gate[c]);
+        let grads = self.dgate.chunks_mut(LANES).zip(self.dup.chunks_mut(LANES));
+        let inputs = self.dy.chunks(LANES).zip(self.gate.chunks(LANES).zip(self.up.chunks(LANES)));
+        for ((dgate, dup), (dy, (gate, up))) in grads.zip(inputs) {
+            let (dy, gate, up) = (V::<S>::load_part(dy), V::load_part(gate), V::load_part(up));
+            (dy * up * slope(act, gate)).add_to(dgate);
+            (dy * activate(act, gate)).add_to(dup);
         }
     }
 }

@@ -3,10 +3,9 @@
 //! A chunk takes a block of channels through all spans. Its states and decay rates, `[n, channels]`, stay
 //! in L1; softplus, exponentials, skip and gate happen in the same pass over the arrays.
 
-use super::isa::{Op, Tier};
-use super::math::{exp, exp2_decay, sigmoid, softplus};
+use super::math::{exp, exp2_decay, silu, softplus};
 use super::split::{Columns, Tile, Tiles};
-use super::vec::{LANES, V};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, Span};
 
@@ -69,8 +68,9 @@ impl<'a> Arrays<'a> {
     pub(super) fn rates<S: Tier>(&self, rates: &mut [f32], space: &mut [f32], first: usize, width: usize) {
         let (n, padded) = (self.n, width.next_multiple_of(LANES));
         let space = &mut space[..width * n];
-        for (y, a) in space.iter_mut().zip(&self.a_log_en[first * n..][..width * n]) {
-            *y = -exp::<S>(*a) * std::f32::consts::LOG2_E;
+        let a_log = &self.a_log_en[first * n..][..width * n];
+        for (y, a) in space.chunks_mut(LANES).zip(a_log.chunks(LANES)) {
+            (exp(V::<S>::load_part(a)) * V::splat(-std::f32::consts::LOG2_E)).store_part(y);
         }
         rates[..n * padded].fill(0.0);
         for c in 0..width {
@@ -79,25 +79,6 @@ impl<'a> Arrays<'a> {
             }
         }
     }
-}
-
-/// `z * sigmoid(z)`
-#[inline(always)]
-pub(super) fn silu<S: Tier>(z: f32) -> f32 {
-    z * sigmoid::<S>(z)
-}
-
-/// The gates of up to 16 channels: the odd elements of `xz`.
-#[inline(always)]
-pub(super) fn gates(xz: &[f32]) -> V {
-    if xz.len() >= 2 * LANES {
-        return V::odds(xz);
-    }
-    let mut z = V::ZERO;
-    for (z, xz) in z.0.iter_mut().zip(xz.as_chunks::<2>().0) {
-        *z = xz[1];
-    }
-    z
 }
 
 /// See [`crate::Device::scan`].
@@ -181,19 +162,18 @@ impl Forward<'_> {
         let (d, bias) = (&a.d_e[first..][..width], &a.dt_bias_e[first..][..width]);
         let y = self.y.row_mut(t);
         for c in (0..width).step_by(LANES) {
-            let x = V::load_part(&x[c..]);
-            let dt = V::load_part(&dt[c..]).add(V::load_part(&bias[c..])).map(softplus::<S>);
-            let dtx = dt.mul(x);
-            let mut out = V::load_part(&d[c..]).mul(x);
+            let x = V::<S>::load_part(&x[c..]);
+            let dt = softplus(V::load_part(&dt[c..]) + V::load_part(&bias[c..]));
+            let dtx = dt * x;
+            let mut out = V::load_part(&d[c..]) * x;
             let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
             for ((rate, s), (b, c_j)) in rows.zip(b_n.iter().zip(c_n)) {
-                let decay = dt.mul(V::load(&rate[c..])).map(exp2_decay::<S>);
-                let input = dtx.mul(V::splat(*b));
-                let next = decay.fma::<S>(V::load(&s[c..]), input);
+                let decay = exp2_decay(dt * V::load(&rate[c..]));
+                let next = decay.fma(V::load(&s[c..]), dtx * V::splat(*b));
                 next.store(&mut s[c..]);
-                out = next.fma::<S>(V::splat(*c_j), out);
+                out = next.fma(V::splat(*c_j), out);
             }
-            out.mul(gates(&xz[2 * c..]).map(silu::<S>)).store_part(&mut y[c..]);
+            (out * silu(V::odds(&xz[2 * c..]))).store_part(&mut y[c..]);
         }
     }
 }

@@ -10,11 +10,10 @@
 //! dx_t = D dy_t + dt_t sum_n g_t B_t     ddt_t = sum_n g_t (B_t x_t + A a_t s_{t-1})
 //! ```
 
-use super::isa::{Op, Tier};
-use super::math::{exp2_decay, sigmoid, softplus};
-use super::scan::{Arrays, gates};
+use super::math::{exp2_decay, sigmoid, silu_slope, softplus};
+use super::scan::Arrays;
 use super::split::{Columns, Runs, Tile, Tiles};
-use super::vec::{LANES, V, sums};
+use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, ScanAt, ScanGrads, Span};
 
@@ -246,20 +245,18 @@ impl Backward<'_> {
         let (before, after) = m.states[i * row..][..2 * row].split_at_mut(row);
         let decays = &mut m.decays[i * row..][..row];
         for c in (0..strip.width).step_by(LANES) {
-            let part = |x: &[f32], from: usize| V::load_part(&x[from + c..from + strip.width]);
-            let x = part(a.x_te, at);
-            let raw = part(a.dt_te, at).add(part(a.dt_bias_e, strip.first));
-            let dt = raw.map(softplus::<S>);
-            let dtx = dt.mul(x);
-            let mut out = part(a.d_e, strip.first).mul(x);
+            let (packed, channel) = (at + c..at + strip.width, strip.first + c..strip.first + strip.width);
+            let x = V::<S>::load_part(&a.x_te[packed.clone()]);
+            let dt = softplus(V::load_part(&a.dt_te[packed]) + V::load_part(&a.dt_bias_e[channel.clone()]));
+            let dtx = dt * x;
+            let mut out = V::load_part(&a.d_e[channel]) * x;
             for j in 0..a.n {
                 let at = j * STRIP + c;
-                let decay = dt.mul(V::load(&m.rates[at..])).map(exp2_decay::<S>);
-                let input = dtx.mul(V::splat(b_n[j]));
-                let next = decay.fma::<S>(V::load(&before[at..]), input);
+                let decay = exp2_decay(dt * V::load(&m.rates[at..]));
+                let next = decay.fma(V::load(&before[at..]), dtx * V::splat(b_n[j]));
                 next.store(&mut after[at..]);
                 decay.store(&mut decays[at..]);
-                out = next.fma::<S>(V::splat(c_n[j]), out);
+                out = next.fma(V::splat(c_n[j]), out);
             }
             dt.store(&mut m.dt[i * STRIP + c..]);
             out.store(&mut m.out[i * STRIP + c..]);
@@ -275,8 +272,8 @@ impl Backward<'_> {
         }
         let dbc = &mut self.grads.dbc[t * 2 * a.n..][..2 * a.n];
         let (db, dc) = dbc.split_at_mut(a.n);
-        add_lanes(db, self.memory.db);
-        add_lanes(dc, self.memory.dc);
+        add_lanes::<S>(db, self.memory.db);
+        add_lanes::<S>(dc, self.memory.dc);
     }
 
     /// As [`back`](Self::back), for 16 channels from `c` of the strip.
@@ -284,47 +281,45 @@ impl Backward<'_> {
     fn back_vector<S: Tier>(&mut self, strip: Strip, t: usize, i: usize, c: usize) {
         let (a, m) = (self.arrays, &mut self.memory);
         let (row, at, end) = (a.n * STRIP, t * a.e + strip.first, strip.width);
-        let part = |x: &[f32], from: usize| V::load_part(&x[from + c..from + end]);
+        let (packed, channel) = (at + c..at + end, strip.first + c..strip.first + end);
         let (b_n, c_n) = a.bc(t, strip.head);
-        let (x, d) = (part(a.x_te, at), part(a.d_e, strip.first));
-        let raw = part(a.dt_te, at).add(part(a.dt_bias_e, strip.first));
+        let x = V::<S>::load_part(&a.x_te[packed.clone()]);
+        let d = V::load_part(&a.d_e[channel.clone()]);
+        let raw = V::load_part(&a.dt_te[packed.clone()]) + V::load_part(&a.dt_bias_e[channel]);
         let dt = V::load(&m.dt[i * STRIP + c..]);
-        let z = gates(&a.xz[2 * (at + c)..2 * (at + end)]);
-        let gate = z.map(sigmoid::<S>);
-        let dy_gated = part(self.dy, at);
-        let dy = dy_gated.mul(z.mul(gate));
-        let dtx = dt.mul(x);
-        let (mut through_b, mut through_a) = (V::ZERO, V::ZERO);
-        let first = c == 0;
+        let z = V::odds(&a.xz[2 * (at + c)..2 * (at + end)]);
+        let gate = sigmoid(z);
+        let dy_gated = V::load_part(&self.dy[packed]);
+        let dy = dy_gated * (z * gate);
+        let dtx = dt * x;
+        let (mut through_b, mut through_a) = (V::zero(), V::zero());
         for j in 0..a.n {
             let at = j * STRIP + c;
             let decay = V::load(&m.decays[i * row + at..]);
             let (before, after) = (V::load(&m.states[i * row + at..]), V::load(&m.states[(i + 1) * row + at..]));
-            let g = dy.fma::<S>(V::splat(c_n[j]), V::load(&m.g[at..]));
+            let g = dy.fma(V::splat(c_n[j]), V::load(&m.g[at..]));
             let (db, dc) = (&mut m.db[j * LANES..], &mut m.dc[j * LANES..]);
-            let (db_old, dc_old) = if first { (V::ZERO, V::ZERO) } else { (V::load(db), V::load(dc)) };
-            g.fma::<S>(dtx, db_old).store(db);
-            dy.fma::<S>(after, dc_old).store(dc);
-            through_b = g.fma::<S>(V::splat(b_n[j]), through_b);
-            let pull = g.mul(decay.mul(before));
-            through_a = pull.fma::<S>(V::load(&m.rates[at..]), through_a);
+            let (db_old, dc_old) = if c == 0 { (V::zero(), V::zero()) } else { (V::load(db), V::load(dc)) };
+            g.fma(dtx, db_old).store(db);
+            dy.fma(after, dc_old).store(dc);
+            through_b = g.fma(V::splat(b_n[j]), through_b);
+            let pull = g * (decay * before);
+            through_a = pull.fma(V::load(&m.rates[at..]), through_a);
             let da = &mut m.da_chunk[at..];
-            pull.fma::<S>(dt, V::load(da)).store(da);
-            g.mul(decay).store(&mut m.g[at..]);
+            pull.fma(dt, V::load(da)).store(da);
+            (g * decay).store(&mut m.g[at..]);
         }
-        let dx = dt.fma::<S>(through_b, d.mul(dy));
-        let ddt = x.fma::<S>(through_b, through_a.mul(V::splat(std::f32::consts::LN_2)));
-        let slope = raw.map(|x| if x > 20.0 { 1.0 } else { sigmoid::<S>(x) });
-        let draw = ddt.mul(slope);
-        add_to(&mut m.dd[c..], x.mul(dy));
-        add_to(&mut m.dbias[c..], draw);
-        add_to(&mut self.grads.dx.row_mut(t)[strip.at + c..strip.at + end], dx);
-        add_to(&mut self.grads.ddt.row_mut(t)[strip.at + c..strip.at + end], draw);
-        // d silu(z) / dz = s (1 + z (1 - s))
-        let bend = gate.mul(z.fma::<S>(V::splat(1.0).sub(gate), V::splat(1.0)));
-        let dz = dy_gated.mul(V::load(&m.out[i * STRIP + c..])).mul(bend);
-        let dxz = &mut self.grads.dxz.row_mut(t)[2 * (strip.at + c)..2 * (strip.at + end)];
-        for (dxz, dz) in dxz.as_chunks_mut::<2>().0.iter_mut().zip(dz.0) {
+        let ddt = x.fma(through_b, through_a * V::splat(std::f32::consts::LN_2));
+        // The derivative of softplus.
+        let draw = ddt * V::splat(20.0).below(raw, V::splat(1.0), sigmoid(raw));
+        (x * dy).add_to(&mut m.dd[c..]);
+        draw.add_to(&mut m.dbias[c..]);
+        let (from, to) = (strip.at + c, strip.at + end);
+        dt.fma(through_b, d * dy).add_to(&mut self.grads.dx.row_mut(t)[from..to]);
+        draw.add_to(&mut self.grads.ddt.row_mut(t)[from..to]);
+        let dz = dy_gated * V::load(&m.out[i * STRIP + c..]) * silu_slope(z, gate);
+        let dxz = &mut self.grads.dxz.row_mut(t)[2 * from..2 * to];
+        for (dxz, dz) in dxz.as_chunks_mut::<2>().0.iter_mut().zip(dz.lanes()) {
             dxz[1] += dz;
         }
     }
@@ -347,20 +342,14 @@ fn chunk_of(span: &Span, i: usize, saved: usize) -> Chunk {
     Chunk { start: span.start + start, len: SCAN_CHUNK.min(span.len - start), saved: saved + i }
 }
 
-/// Adds as many lanes as `y` takes.
-#[inline(always)]
-fn add_to(y: &mut [f32], v: V) {
-    V::load_part(y).add(v).store_part(y);
-}
-
 /// Adds the sum of the lanes of vector `j` to element `j`.
 #[inline(always)]
-fn add_lanes(y: &mut [f32], vectors: &[f32]) {
+fn add_lanes<S: Tier>(y: &mut [f32], vectors: &[f32]) {
     for (y, block) in y.chunks_mut(LANES).zip(vectors.as_chunks::<{ LANES * LANES }>().0) {
-        let mut rows = [V::ZERO; LANES];
-        for (row, block) in rows.iter_mut().zip(block.as_chunks::<LANES>().0) {
-            *row = V(*block);
+        let mut rows = [V::<S>::zero(); LANES];
+        for (row, lanes) in rows.iter_mut().zip(block.as_chunks().0) {
+            *row = V::of(lanes);
         }
-        add_to(y, sums(&rows));
+        V::sums(rows).add_to(y);
     }
 }

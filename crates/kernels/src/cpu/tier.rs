@@ -17,8 +17,9 @@ pub(super) const MAGIC: f32 = 12_582_912.0;
 
 /// A kernel body with its arguments.
 ///
-/// `eval` and everything it calls in a hot loop must be `#[inline(always)]`, else the callee is compiled
-/// without the tier's features.
+/// `eval` and everything below it that touches a [`V`] must be `#[inline(always)]`, else the callee is compiled
+/// without the tier's features, and slow. Closures and the likes of `array::map` cannot be marked so: keep
+/// vectors out of them.
 pub(super) trait Op {
     type Out;
     fn eval<S: Tier>(self) -> Self::Out;
@@ -319,7 +320,11 @@ impl<S: Tier> V<S> {
     /// Lane `j` of the result is `rows[j].sum()`, bit for bit, with fewer operations than 16 sums.
     #[inline(always)]
     pub(super) fn sums(rows: [Self; LANES]) -> Self {
-        V(S::sums(rows.map(|v| v.0)))
+        let mut inner = [rows[0].0; LANES];
+        for (inner, row) in inner.iter_mut().zip(&rows) {
+            *inner = row.0;
+        }
+        V(S::sums(inner))
     }
 }
 

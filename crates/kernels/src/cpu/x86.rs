@@ -2,7 +2,8 @@
 //!
 //! The functions below may only be reached from a function compiled with the features of their tier, as
 //! [`Isa::run`](super::isa::Isa::run) does after the features were found; that is what every SAFETY line
-//! here rests on. They are always inlined, so nothing outside such a function can hold their code.
+//! here rests on. They are always inlined, so nothing outside such a function can hold their code. Closures
+//! cannot be marked so, hence there are none around vectors.
 #![allow(unsafe_code)]
 
 use std::arch::x86_64::*;
@@ -120,16 +121,24 @@ impl Tier for Avx2 {
             unsafe {
                 let n = _mm256_sub_epi32(_mm256_castps_si256(k), _mm256_set1_epi32(MAGIC.to_bits() as i32));
                 let first = _mm256_srai_epi32::<1>(n);
-                let bias = _mm256_set1_epi32(127);
-                let power = |n| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_add_epi32(n, bias)));
                 _mm256_mul_ps(_mm256_mul_ps(p, power(first)), power(_mm256_sub_epi32(n, first)))
+            }
+        }
+        /// `2^n` in each lane, for `n` in -126 ..= 127.
+        #[inline(always)]
+        fn power(n: __m256i) -> __m256 {
+            // SAFETY: see the module text.
+            unsafe {
+                let biased = _mm256_add_epi32(n, _mm256_set1_epi32(127));
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
             }
         }
         (half(p.0, k.0), half(p.1, k.1))
     }
     #[inline(always)]
     fn sums(rows: [Pair; LANES]) -> Pair {
-        (sums_of_8(&rows[..8]), sums_of_8(&rows[8..]))
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = rows;
+        (sums_of_8([a, b, c, d, e, f, g, h]), sums_of_8([i, j, k, l, m, n, o, p]))
     }
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
@@ -142,32 +151,42 @@ impl Tier for Avx2 {
 fn every_other<const WHICH: i32>(x: &[f32; 2 * LANES]) -> Pair {
     // SAFETY: see the module text; the reads of 8 floats at 0, 8, 16 and 24 lie in the array.
     unsafe {
-        let part = |at: usize| _mm256_loadu_ps(x.as_ptr().add(at));
-        let join = |low: __m256, high: __m256| {
-            // Of each half: two elements of `low`, two of `high`; then the middle pairs change places.
-            let mixed = _mm256_castps_pd(_mm256_shuffle_ps::<WHICH>(low, high));
-            _mm256_castpd_ps(_mm256_permute4x64_pd::<0b11_01_10_00>(mixed))
-        };
-        (join(part(0), part(8)), join(part(16), part(24)))
+        let x = x.as_ptr();
+        let low = _mm256_shuffle_ps::<WHICH>(_mm256_loadu_ps(x), _mm256_loadu_ps(x.add(8)));
+        let high = _mm256_shuffle_ps::<WHICH>(_mm256_loadu_ps(x.add(16)), _mm256_loadu_ps(x.add(24)));
+        // Each half has two elements of the first eight, then two of the others: the middle pairs change
+        // places.
+        let low = _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(low));
+        let high = _mm256_permute4x64_pd::<0b11_01_10_00>(_mm256_castps_pd(high));
+        (_mm256_castpd_ps(low), _mm256_castpd_ps(high))
     }
 }
 
 /// Sums of the lanes of eight vectors, by halving.
 #[inline(always)]
-fn sums_of_8(rows: &[Pair]) -> __m256 {
-    // SAFETY: see the module text.
-    unsafe {
-        let folded = |r: usize| _mm256_add_ps(rows[r].0, rows[r].1);
-        // Two rows, 4 lanes each.
-        let four = |a: usize, b: usize| {
-            let (a, b) = (folded(a), folded(b));
+fn sums_of_8(rows: [Pair; 8]) -> __m256 {
+    /// Of two rows, 4 lanes each.
+    #[inline(always)]
+    fn four(a: Pair, b: Pair) -> __m256 {
+        // SAFETY: see the module text.
+        unsafe {
+            let (a, b) = (_mm256_add_ps(a.0, a.1), _mm256_add_ps(b.0, b.1));
             _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b))
-        };
-        let two = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
-        let one = |a, b| _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b));
-        // The lower half of each vector belongs to rows 0..4, the upper to 4..8.
-        one(two(four(0, 4), four(1, 5)), two(four(2, 6), four(3, 7)))
+        }
     }
+    #[inline(always)]
+    fn two(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the module text.
+        unsafe { _mm256_add_ps(_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b)) }
+    }
+    #[inline(always)]
+    fn one(a: __m256, b: __m256) -> __m256 {
+        // SAFETY: see the module text.
+        unsafe { _mm256_add_ps(_mm256_shuffle_ps::<0x88>(a, b), _mm256_shuffle_ps::<0xdd>(a, b)) }
+    }
+    // The lower half of each vector belongs to rows 0..4, the upper to 4..8.
+    let [a, b, c, d, e, f, g, h] = rows;
+    one(two(four(a, e), four(b, f)), two(four(c, g), four(d, h)))
 }
 
 impl Tier for Avx512 {
@@ -254,21 +273,32 @@ impl Tier for Avx512 {
     }
     #[inline(always)]
     fn sums(rows: [__m512; LANES]) -> __m512 {
-        // SAFETY: see the module text.
-        unsafe {
-            // Two rows of 8 lanes, four of 4, eight of 2, sixteen of 1.
-            let eight = |a: usize, b: usize| {
-                let (a, b) = (rows[a], rows[b]);
-                _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b))
-            };
-            let four =
-                |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
-            let two = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b));
-            let one = |a, b| _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b));
-            // Quarter `q` of each vector belongs to rows `4 q ..+ 4`.
-            let column = |r: usize| four(eight(r, r + 4), eight(r + 8, r + 12));
-            one(two(column(0), column(1)), two(column(2), column(3)))
+        // Two rows of 8 lanes, four of 4, eight of 2, sixteen of 1.
+        #[inline(always)]
+        fn eight(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the module text.
+            unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b)) }
         }
+        #[inline(always)]
+        fn four(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the module text.
+            unsafe { _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b)) }
+        }
+        #[inline(always)]
+        fn two(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the module text.
+            unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x44>(a, b), _mm512_shuffle_ps::<0xee>(a, b)) }
+        }
+        #[inline(always)]
+        fn one(a: __m512, b: __m512) -> __m512 {
+            // SAFETY: see the module text.
+            unsafe { _mm512_add_ps(_mm512_shuffle_ps::<0x88>(a, b), _mm512_shuffle_ps::<0xdd>(a, b)) }
+        }
+        // Quarter `q` of each vector belongs to rows `4 q ..+ 4`.
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = rows;
+        let first = two(four(eight(a, e), eight(i, m)), four(eight(b, f), eight(j, n)));
+        let last = two(four(eight(c, g), eight(k, o)), four(eight(d, h), eight(l, p)));
+        one(first, last)
     }
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {

@@ -19,11 +19,11 @@ use crate::checkpoint::manifest::hex;
 /// A connection that gives nothing for this long is given up, and tried again.
 const SILENCE: Duration = Duration::from_secs(30);
 /// Repetitions without any progress before giving up.
-const ATTEMPTS: u32 = 5;
+pub(super) const ATTEMPTS: u32 = 5;
 const REDIRECTS: usize = 5;
 /// Longest answer about a repository. One with ten thousand files stays below it.
 const ANSWER_LIMIT: u64 = 16 << 20;
-/// Largest file without a stated size that is fetched.
+/// Bytes read at a time.
 const BUFFER: usize = 1 << 18;
 
 /// A repository at one commit.
@@ -72,6 +72,9 @@ impl<'a> Client<'a> {
             let reason = "it is not an http address".to_owned();
             return Err(unusable("the hub's endpoint", reason));
         }
+        if options.token.as_ref().is_some_and(|token| token.chars().any(|c| !c.is_ascii_graphic())) {
+            return Err(unusable("the token", "it holds characters that no token has".to_owned()));
+        }
         let proxy = options.proxy.as_deref().map(ureq::Proxy::new).transpose();
         let proxy = proxy.map_err(|error| unusable("the proxy", error.to_string()))?;
         let mut tls = TlsConfig::builder();
@@ -94,13 +97,13 @@ impl<'a> Client<'a> {
         Ok(Client { agent: config.new_agent(), options })
     }
 
-    /// The commit and files of a revision.
-    pub(super) fn repository(&self, id: &ModelId) -> Result<Repository, HubError> {
+    /// The commit and files of a revision, asked for at most `attempts` times.
+    pub(super) fn repository(&self, id: &ModelId, attempts: u32) -> Result<Repository, HubError> {
         let revision = id.revision.replace('/', "%2F");
         let address = format!("{}/api/models/{}/revision/{revision}", self.options.endpoint, id.name());
         let what = format!("{} at {}", id.name(), id.revision);
         let wrong = |reason: String| HubError::Protocol { what: what.clone(), reason };
-        let bytes = self.persist(&what, &mut |_| {}, &mut || {
+        let bytes = self.persist(&what, attempts, &mut || {
             let mut response = self.follow("GET", &address, &what, None)?.0;
             let limited = response.body_mut().with_config().limit(ANSWER_LIMIT);
             limited.read_to_vec().map_err(|error| match error {
@@ -122,7 +125,7 @@ impl<'a> Client<'a> {
         let address = format!("{}/{}/resolve/{commit}/{name}", self.options.endpoint, id.name());
         let what = format!("{name} of {}", id.name());
         let wrong = |reason: &str| HubError::Protocol { what: what.clone(), reason: reason.to_owned() };
-        let headers = self.persist(&what, &mut |_| {}, &mut || {
+        let headers = self.persist(&what, ATTEMPTS, &mut || {
             let (response, first) = self.follow("HEAD", &address, &what, None)?;
             let mut headers = response.headers().clone();
             // Files in large storage are described by the hub, before it refers to the storage.
@@ -251,7 +254,7 @@ impl<'a> Client<'a> {
     fn persist<T>(
         &self,
         what: &str,
-        progress: &mut dyn FnMut(Progress<'_>),
+        attempts: u32,
         request: &mut dyn FnMut() -> Result<T, Failure>,
     ) -> Result<T, HubError> {
         let mut wait = self.options.retry_wait;
@@ -259,15 +262,12 @@ impl<'a> Client<'a> {
             match request() {
                 Ok(value) => return Ok(value),
                 Err(Failure::Lasting(error)) => return Err(error),
-                Err(Failure::Passing(reason)) if attempt == ATTEMPTS => {
+                Err(Failure::Passing(reason)) if attempt >= attempts => {
                     return Err(HubError::Connection { what: what.to_owned(), reason });
                 }
-                Err(Failure::Passing(reason)) => {
-                    progress(Progress::Retry { file: what, reason: &reason });
-                    std::thread::sleep(wait);
-                    wait *= 2;
-                }
+                Err(Failure::Passing(_)) => std::thread::sleep(wait),
             }
+            wait *= 2;
         }
         unreachable!("the last attempt returns")
     }
@@ -293,8 +293,8 @@ impl<'a> Client<'a> {
                     let location = response.headers().get("location").and_then(|value| value.to_str().ok());
                     let next = location.and_then(|location| join(&address, location));
                     let next = next.ok_or_else(|| wrong("it redirects to nowhere"))?;
-                    // The storage behind the hub has nothing to add to what the hub said of the file.
-                    if method == "HEAD" && origin(&next) != origin(&address) {
+                    // The storage behind the hub has nothing to add once the hub has described the file.
+                    if method == "HEAD" && headers.contains_key("x-linked-size") {
                         return Ok((response, headers.clone()));
                     }
                     address = next;

@@ -1,0 +1,118 @@
+//! From text on disk to a trained checkpoint, by commands alone.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use common::{Bench, ids};
+use serde_json::{Value, json};
+
+/// A bench with a tokenizer, a shard of text, and a recipe of two phases over it.
+fn prepared(steps: u64) -> Bench {
+    let bench = Bench::new();
+    let lines = (0..60).map(|i| json!({"text": format!("line {i} of the text, number {}", i * i)}).to_string());
+    bench.write("text.jsonl", lines.collect::<Vec<_>>().join("\n"));
+    let learned = ["data", "tokenizer", "--input", "text.jsonl", "--vocab-size", "280", "--out", "tok", "--json"];
+    let learned = bench.run(learned).json();
+    assert_eq!((&learned["documents"], &learned["documents_sampled"]), (&json!(60), &json!(60)));
+    let tokenize = ["data", "tokenize", "--input", "text.jsonl", "--tokenizer", "tok", "--out", "shards/text", "--json"];
+    let shard = bench.run(tokenize).json();
+    assert_eq!(shard["manifest"]["documents"], 60);
+    let phase = |name: &str, more: &str| {
+        format!(
+            "[[phase]]\nname = \"{name}\"\nsteps = {steps}\npeak = 1e-3\nschedule = {{ kind = \"constant\" }}\n\
+             sources = [{{ name = \"text\", path = \"shards/text\", weight = 1 }}]\n{more}"
+        )
+    };
+    bench.write("c.json", common::config().to_string());
+    bench.write(
+        "run.toml",
+        format!(
+            "seed = 3\nmodel = \"c.json\"\ntokenizer = \"tok/tokenizer.json\"\nsequence = 32\nmicro_batch = 2\n\
+             global_batch = 4\ncheckpoint_every = {steps}\n{}{}",
+            phase("one", ""),
+            phase("two", "replay = { phase = \"one\", fraction = 0.5 }\n")
+        ),
+    );
+    bench
+}
+
+#[test]
+fn text_becomes_a_model_that_talks() {
+    let bench = prepared(3);
+    let inspect = ["data", "inspect", "--input", "shards/text", "--document", "0", "--tokenizer", "tok", "--json"];
+    let inspected = bench.run(inspect).json();
+    assert_eq!(inspected["text"], "<s>line 0 of the text, number 0</s>");
+    assert_eq!(ids(&inspected["tokens"])[0], 1);
+
+    let plan = bench.run(["train", "run.toml", "--dry-run", "--json"]).json();
+    assert_eq!((&plan["steps"], &plan["tokens"]), (&json!(6), &json!(6 * 4 * 32)));
+    let summary = bench.run(["train", "run.toml", "--out", "run", "--json"]).json();
+    assert_eq!((&summary["step"], &summary["skipped"]), (&json!(6), &json!(0)));
+    let log = std::fs::read_to_string(bench.path("run/log.jsonl")).unwrap();
+    let log: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(log.len(), 6);
+    for key in ["step", "phase", "loss", "lr", "grad_norm", "tokens", "tokens_per_second", "mfu", "seconds"] {
+        assert!(log[0].get(key).is_some(), "{key}");
+    }
+    let checkpoint = summary["checkpoint"].as_str().unwrap();
+    let said = bench.run(["generate", "-m", checkpoint, "-p", "line", "-n", "4", "--temp", "0", "--json"]).json();
+    assert!(!said["text"].as_str().unwrap().is_empty());
+    let score = bench.run(["eval", "-m", checkpoint, "--bpb", "shards/text", "--json"]).json();
+    let bytes: u64 = (0..60).map(|i| format!("line {i} of the text, number {}", i * i).len() as u64).sum();
+    assert_eq!((&score["bytes"], &score["documents"]), (&json!(bytes), &json!(60)));
+    assert!(score["bits_per_byte"].as_f64().unwrap() > 0.0);
+
+    assert!(bench.run(["train", "run.toml", "--out", "run"]).fails(1).contains("--resume"));
+}
+
+#[test]
+fn wrong_recipes_and_inputs_are_named() {
+    let bench = prepared(3);
+    bench.run(["train", "run.toml", "--out", "run", "--set", "seed"]).fails(2);
+    bench.run(["train", "run.toml"]).fails(2);
+    let run = bench.run(["train", "run.toml", "--out", "run", "--set", "sequense=4"]);
+    assert!(run.fails(1).contains("sequense"), "{}", run.err);
+    let run = bench.run(["train", "absent.toml", "--out", "run"]);
+    assert!(run.fails(1).contains("absent.toml"), "{}", run.err);
+    let run = bench.run(["data", "inspect", "--input", "shards/text", "--document", "60"]);
+    assert!(run.fails(1).contains("60 documents"), "{}", run.err);
+    let run = bench.run(["data", "tokenizer", "--input", "absent", "--out", "t"]);
+    assert!(run.fails(1).contains("absent"), "{}", run.err);
+    let bin = bench.path("shards/text.bin");
+    let mut bytes = std::fs::read(&bin).unwrap();
+    bytes[10] ^= 1;
+    std::fs::write(bin, bytes).unwrap();
+    let run = bench.run(["data", "inspect", "--input", "shards/text"]);
+    assert!(run.fails(1).contains("text.bin"), "{}", run.err);
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_saves_and_resume_goes_on() {
+    let bench = prepared(100_000);
+    let mut command = bench.command(["train", "run.toml", "--out", "run", "--json"]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A line of the log means that steps are being done.
+    let log = bench.path("run/log.jsonl");
+    while !std::fs::File::open(&log).is_ok_and(|f| BufReader::new(f).lines().next().is_some()) {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before its first step");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    common::interrupt(child.id());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("interrupted") && stderr.contains("--resume"), "{stderr}");
+    let summary: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let step = summary["step"].as_u64().unwrap();
+    assert!(step > 0);
+
+    // A run that is over after one more step.
+    let phase = |n: u32| format!("phase.{n}.steps={}", if n == 0 { step } else { 1 });
+    let args = ["train", "run.toml", "--out", "run", "--resume", "--json", "--set", &phase(0), "--set", &phase(1)];
+    let resumed = bench.run(args);
+    let message = resumed.err.clone();
+    assert!(message.contains(&format!("step-{step}")) || message.contains(&format!("step {step}")), "{message}");
+}
