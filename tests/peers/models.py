@@ -65,8 +65,9 @@ MODELS = {
 SCALED = ("hidden_size", "intermediate_size", "attention_head_dim", "vocab_size")
 
 
-def build(name, scale=1):
-    """The model `name` with random weights, in f32, in eval mode."""
+def build(name, scale=1, draw=None):
+    """The model `name` with random weights, in f32, in eval mode; `draw` numbers the set of weights, by default the
+    one that MODELS names."""
     fields = {**COMMON, **MODELS[name]}
     for word in ("list_as", "draw"):
         fields.pop(word, None)
@@ -78,7 +79,7 @@ def build(name, scale=1):
     config._attn_implementation = "eager"
     model = ZambaForCausalLM(config).float().eval()
     share(model)
-    randomise(model, name)
+    randomise(model, name, MODELS[name].get("draw", 0) if draw is None else draw)
     return model
 
 
@@ -104,11 +105,11 @@ def rng_of(*words):
 
 
 @torch.no_grad()
-def randomise(model, name):
-    """Draws every weight from a generator named after model and parameter."""
+def randomise(model, name, draw):
+    """Draws every weight from a generator named after model, set and parameter."""
     for key, p in model.named_parameters():
-        draw = rng_of(name, MODELS[name].get("draw", 0), key)
-        p.copy_(torch.from_numpy(draw_weights(draw, key, tuple(p.shape)).astype(np.float32)))
+        rng = rng_of(name, draw, key)
+        p.copy_(torch.from_numpy(draw_weights(rng, key, tuple(p.shape)).astype(np.float32)))
 
 
 def draw_weights(draw, key, shape):

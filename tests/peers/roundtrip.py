@@ -26,8 +26,11 @@ import models
 # Difference of two logits as a fraction of their range, in f32.
 LOGITS = 1e-4
 # The same where zamba computes products of bf16 operands (8 bits of mantissa) and transformers does not: the
-# roundings of a few dozen products in a row add up to several times 2^-9.
-LOGITS_BF16 = 3e-2
+# roundings of a few dozen products in a row add up to a few times 2^-9.
+LOGITS_BF16 = 5e-3
+# The same after a copy with equal bits: `gelu_new` and `gelu_pytorch_tanh` are two names and two programs of one
+# function, and zamba writes the second.
+LOGITS_COPY = 1e-6
 LOGPROB = 1e-4
 
 
@@ -149,8 +152,10 @@ def copies(binary, folders, scratch):
         a, b = quiet_load(original), quiet_load(copy)
         tokens = load_file(os.path.join(folder, "golden.safetensors"))["tokens"]
         with torch.no_grad():
-            if not torch.equal(golden.forward(a, tokens).logits, golden.forward(b, tokens).logits):
-                fail(f"{folder}: the copy has other logits")
+            want, got = (golden.forward(model, tokens).logits for model in (a, b))
+        off = float((got - want).abs().max() / (want.max() - want.min()))
+        if not off <= LOGITS_COPY:
+            fail(f"{folder}: the logits of the copy differ by {off:.1e} of their range")
         print(f"copy {folder}: every tensor has the same bits", flush=True)
 
 

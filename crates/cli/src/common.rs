@@ -9,9 +9,9 @@ use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, save_fo
 use zamba::hub::{self, HubOptions};
 use zamba::spec::TensorSpec;
 use zamba::{Zamba, ZambaConfig};
+use zamba_kernels::Device;
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::reference::Reference;
-use zamba_kernels::Device;
 
 use crate::cost::Cost;
 use crate::progress::{Progress, Unit};
@@ -139,7 +139,9 @@ pub(crate) fn save(
     let mut progress = Progress::new("writing", total, Unit::Bytes);
     let mut failed = None;
     let saved = save_folder(out, config, options, &mut |spec, values| {
-        let filled = interrupt::check("nothing was written").map_err(anyhow::Error::from).and_then(|()| fill(spec, values));
+        let filled = interrupt::check("nothing was written")
+            .map_err(anyhow::Error::from)
+            .and_then(|()| fill(spec, values));
         if let Err(error) = filled {
             failed = Some(error);
             return Err(io::Error::other("stopped"));
@@ -177,7 +179,9 @@ fn fits(bytes: u64) -> anyhow::Result<()> {
 /// Refuses ids that the model has no embedding for.
 pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> anyhow::Result<()> {
     match tokens.iter().find(|&&token| token as usize >= vocab) {
-        Some(token) => bail!("token {token} is outside the vocabulary, which has {vocab} tokens; use ids below that"),
+        Some(token) => {
+            bail!("token {token} is outside the vocabulary, which has {vocab} tokens; use ids below that")
+        }
         None => Ok(()),
     }
 }
@@ -209,7 +213,9 @@ fn download(name: &Path, offline: bool) -> anyhow::Result<PathBuf> {
     let folder = hub::resolve(name, &options, &mut |event| match event {
         hub::Progress::Start { bytes, .. } => bar = Some(Progress::new("downloading", bytes, Unit::Bytes)),
         hub::Progress::Bytes { total_done, .. } => bar.iter_mut().for_each(|bar| bar.set(total_done)),
-        hub::Progress::Retry { file, reason } => note(bar.as_ref(), &format!("{file}: {reason}; trying again")),
+        hub::Progress::Retry { file, reason } => {
+            note(bar.as_ref(), &format!("{file}: {reason}; trying again"))
+        }
         hub::Progress::Cached { reason } => note(None, &format!("using the copy in the cache: {reason}")),
     });
     interrupt::leave_at_once(None);

@@ -43,7 +43,11 @@ impl Cost {
             read_per_token: row + specs.iter().map(|s| bytes(s) * reads(config, s, sites)).sum::<u64>(),
             state: layers * (n + k - 1) * e * 4,
             kv_per_token: sites * 2 * config.kv_width() as u64 * 4,
-            linear_flops: specs.iter().filter(|s| multiplies(s)).map(|s| 2 * s.len() as u64 * reads(config, s, sites)).sum(),
+            linear_flops: specs
+                .iter()
+                .filter(|s| multiplies(s))
+                .map(|s| 2 * s.len() as u64 * reads(config, s, sites))
+                .sum(),
             scan_flops: layers * e * (2 * k + SCAN_OPERATIONS * n),
             attention_flops_per_context: sites * 4 * config.q_width() as u64,
         }

@@ -22,7 +22,9 @@ impl NewFile {
             bail!("{} is a folder; name a file to write", target.display());
         }
         let parent = parent(target);
-        let temp = builder().tempfile_in(&parent).with_context(|| format!("cannot write into {}", parent.display()))?;
+        let temp = builder()
+            .tempfile_in(&parent)
+            .with_context(|| format!("cannot write into {}", parent.display()))?;
         Ok(NewFile { target: target.to_owned(), temp })
     }
 
@@ -39,7 +41,8 @@ impl NewFile {
     /// Gives the file its name.
     pub(crate) fn publish(self) -> anyhow::Result<()> {
         let target = self.target;
-        let named = self.temp.as_file().sync_all().and_then(|()| self.temp.persist(&target).map_err(io::Error::from));
+        let named =
+            self.temp.as_file().sync_all().and_then(|()| self.temp.persist(&target).map_err(io::Error::from));
         named.with_context(|| format!("cannot write {}", target.display()))?;
         sync_dir(&parent(&target)).with_context(|| format!("cannot write {}", target.display()))
     }
@@ -52,11 +55,18 @@ pub(crate) fn check_folder(target: &Path, force: bool, bytes: u64) -> anyhow::Re
     match fs::read_dir(target) {
         Ok(entries) => check_occupied(target, force, entries.count() > 0)?,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-        Err(e) if e.kind() == io::ErrorKind::NotADirectory => bail!("{name} is not a folder; choose another --out"),
+        Err(e) if e.kind() == io::ErrorKind::NotADirectory => {
+            bail!("{name} is not a folder; choose another --out")
+        }
         Err(e) => return Err(e).with_context(|| format!("cannot read the folder {name}")),
     }
     // The folder may be the first of several that are still to be made.
-    match target.ancestors().skip(1).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }).find(|p| p.exists()) {
+    match target
+        .ancestors()
+        .skip(1)
+        .map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p })
+        .find(|p| p.exists())
+    {
         Some(place) => need(place, bytes),
         None => Ok(()),
     }
@@ -65,10 +75,14 @@ pub(crate) fn check_folder(target: &Path, force: bool, bytes: u64) -> anyhow::Re
 fn check_occupied(target: &Path, force: bool, occupied: bool) -> anyhow::Result<()> {
     let name = target.display();
     match (occupied, force) {
-        (true, false) => bail!("the folder {name} is not empty; choose another --out, or --force to replace the model in it"),
+        (true, false) => bail!(
+            "the folder {name} is not empty; choose another --out, or --force to replace the model in it"
+        ),
         // Replacing deletes all that is there, and a slip of the pen must not cost a home directory.
         (true, true) if !target.join("config.json").is_file() => {
-            bail!("the folder {name} holds something other than a model and is not replaced; choose another --out")
+            bail!(
+                "the folder {name} holds something other than a model and is not replaced; choose another --out"
+            )
         }
         _ => Ok(()),
     }
@@ -79,7 +93,10 @@ fn need(place: &Path, bytes: u64) -> anyhow::Result<()> {
     let free = fs4::available_space(place).unwrap_or(u64::MAX);
     if bytes > free {
         let (need, free) = (out::bytes(bytes), out::bytes(free));
-        bail!("the disk of {} has {free} left and {need} are needed; make room or choose another place", place.display());
+        bail!(
+            "the disk of {} has {free} left and {need} are needed; make room or choose another place",
+            place.display()
+        );
     }
     Ok(())
 }
@@ -133,7 +150,12 @@ mod tests {
         check_folder(&target, true, 1).unwrap();
         let error = check_folder(&target, true, u64::MAX - 1).unwrap_err().to_string();
         assert!(error.contains("make room"), "{error}");
-        assert!(check_folder(&target.join("notes.txt"), true, 1).unwrap_err().to_string().contains("not a folder"));
+        assert!(
+            check_folder(&target.join("notes.txt"), true, 1)
+                .unwrap_err()
+                .to_string()
+                .contains("not a folder")
+        );
     }
 
     #[test]

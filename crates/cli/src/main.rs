@@ -20,11 +20,12 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-
 /// Prepare text, train, evaluate, run and publish Zamba SSM-attention hybrids.
 #[derive(Debug, Parser)]
 #[command(name = "zamba", version, disable_help_subcommand = true, subcommand_required = true)]
-#[command(after_help = "Exit codes: 0 success, 1 failure, 2 wrong usage. `zamba COMMAND --help` shows an example.")]
+#[command(
+    after_help = "Exit codes: 0 success, 1 failure, 2 wrong usage. `zamba COMMAND --help` shows an example."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -95,7 +96,8 @@ mod tests {
     #[test]
     fn every_command_shows_an_example_that_it_accepts() {
         for (name, command) in leaves(&Cli::command(), "zamba") {
-            let help = command.get_after_help().unwrap_or_else(|| panic!("{name} has no example")).to_string();
+            let help =
+                command.get_after_help().unwrap_or_else(|| panic!("{name} has no example")).to_string();
             let examples: Vec<_> = help.lines().map(str::trim).filter(|l| l.starts_with(&name)).collect();
             assert!(!examples.is_empty(), "{name} has no example: {help}");
             for example in examples {

@@ -32,7 +32,9 @@ impl Progress {
         let known = Some(total).filter(|&total| total > 0);
         let bar = ProgressBar::with_draw_target(known, ProgressDrawTarget::hidden());
         let template = match (unit, known) {
-            (Unit::Bytes, Some(_)) => "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}".to_owned(),
+            (Unit::Bytes, Some(_)) => {
+                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}".to_owned()
+            }
             (Unit::Bytes, None) => "{prefix} {spinner} {binary_bytes} {msg}".to_owned(),
             (Unit::Items(name), Some(_)) => {
                 format!("{{prefix}} {{wide_bar}} {{human_pos}}/{{human_len}} {name} {{msg}} {{eta}}")

@@ -101,7 +101,9 @@ pub(crate) struct SamplingArgs {
 }
 
 fn parse_bias(text: &str) -> Result<(u32, f32), String> {
-    let parsed = text.split_once('=').and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
+    let parsed = text
+        .split_once('=')
+        .and_then(|(id, bias)| Some((id.trim().parse().ok()?, bias.trim().parse().ok()?)));
     parsed.ok_or_else(|| "expected ID=V such as 15=-1.5".to_owned())
 }
 
@@ -121,7 +123,9 @@ impl SamplingArgs {
             seed: self.seed.unwrap_or_else(fresh_seed),
         };
         if let Some((id, _)) = self.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
-            anyhow::bail!("--logit-bias names token {id}, but the model has {vocab} tokens; use ids below that");
+            anyhow::bail!(
+                "--logit-bias names token {id}, but the model has {vocab} tokens; use ids below that"
+            );
         }
         if self.ignore_eos {
             let known: Vec<u32> = ends.iter().copied().filter(|&id| (id as usize) < vocab).collect();
@@ -184,7 +188,9 @@ impl Timings {
     pub(crate) fn note(&self) {
         let row = |name: &str, ms: f64, n: usize, rate: f64| {
             let per = ms / (n.max(1) as f64);
-            format!("{name} time = {ms:10.2} ms / {n:5} tokens ({per:8.2} ms per token, {rate:8.2} tokens per second)")
+            format!(
+                "{name} time = {ms:10.2} ms / {n:5} tokens ({per:8.2} ms per token, {rate:8.2} tokens per second)"
+            )
         };
         out::note(&row("prompt eval", self.prompt_ms, self.prompt_n, self.prompt_per_second));
         out::note(&row("       eval", self.predicted_ms, self.predicted_n, self.predicted_per_second));

@@ -65,23 +65,32 @@ fn generate_from_tokens_needs_no_tokenizer_and_repeats_itself() {
     let tokens = ids(&first["tokens"]);
     assert_eq!(tokens.len(), 12);
     assert!(tokens.iter().all(|&id| id < 300 && id != 2));
-    for key in ["prompt_n", "prompt_ms", "prompt_per_second", "predicted_n", "predicted_ms", "predicted_per_second"] {
+    for key in
+        ["prompt_n", "prompt_ms", "prompt_per_second", "predicted_n", "predicted_ms", "predicted_per_second"]
+    {
         assert!(first["timings"][key].is_number(), "{key}: {first}");
     }
     for extra in [&["-t", "1"][..], &["-t", "2"], &["--seed", "9"], &["--device", "reference"]] {
         assert_eq!(ids(&greedy(extra)["tokens"]), tokens, "{extra:?}");
     }
     let drawn = |seed: &str| {
-        let run = bench.run(args.iter().chain(&["--temp", "1.5", "--top-k", "0", "--top-p", "1", "--seed", seed]));
+        let run =
+            bench.run(args.iter().chain(&["--temp", "1.5", "--top-k", "0", "--top-p", "1", "--seed", seed]));
         ids(&run.json()["tokens"])
     };
     assert_eq!(drawn("1"), drawn("1"));
     assert_ne!(drawn("1"), drawn("2"));
 
-    let printed = bench.run(["generate", "-m", "m", "--tokens", "1,20,30", "-n", "12", "--temp", "0", "--ignore-eos"]).ok();
+    let printed = bench
+        .run(["generate", "-m", "m", "--tokens", "1,20,30", "-n", "12", "--temp", "0", "--ignore-eos"])
+        .ok();
     let printed_ids: Vec<u32> = printed.out.split_whitespace().map(|id| id.parse().unwrap()).collect();
     assert_eq!(printed_ids, tokens);
-    assert!(printed.err.contains("eval time") && printed.err.contains("tokens per second"), "{}", printed.err);
+    assert!(
+        printed.err.contains("eval time") && printed.err.contains("tokens per second"),
+        "{}",
+        printed.err
+    );
 }
 
 #[test]
@@ -100,14 +109,17 @@ fn generate_streams_text_whole_and_stops_where_told() {
     assert_eq!((ids(&bounded["tokens"]).len(), &bounded["finish"]), (16, &json!("length")));
 
     bench.write("prompt.txt", "hé");
-    let from_file = ["generate", "-m", "m", "-f", "prompt.txt", "-n", "40", "--seed", "3", "--temp", "1", "--ignore-eos"];
+    let from_file =
+        ["generate", "-m", "m", "-f", "prompt.txt", "-n", "40", "--seed", "3", "--temp", "1", "--ignore-eos"];
     assert_eq!(bench.run(from_file).ok().out, streamed.out);
-    let from_stdin = ["generate", "-m", "m", "-f", "-", "-n", "40", "--seed", "3", "--temp", "1", "--ignore-eos"];
+    let from_stdin =
+        ["generate", "-m", "m", "-f", "-", "-n", "40", "--seed", "3", "--temp", "1", "--ignore-eos"];
     assert_eq!(bench.run_with_input(from_stdin, "hé").ok().out, streamed.out);
 
     // Any piece of the text serves as a stop string.
     let stop: String = text.chars().filter(|c| !c.is_whitespace()).skip(3).take(1).collect();
-    let stopped = bench.run(args.iter().chain(&["--json", "--stop", stop.as_str(), "--stop", "never seen"])).json();
+    let stopped =
+        bench.run(args.iter().chain(&["--json", "--stop", stop.as_str(), "--stop", "never seen"])).json();
     assert_eq!(stopped["text"].as_str().unwrap(), text.split(&stop).next().unwrap());
     assert_eq!(stopped["finish"], "stop");
 }
@@ -128,7 +140,10 @@ fn a_bias_or_an_end_token_decides_what_is_said() {
 #[test]
 fn scores_are_the_log_softmax_of_the_logits() {
     let bench = Bench::with_text_model();
-    bench.write("in.jsonl", "{\"tokens\":[1,5,9,200,7]}\n{\"tokens\":[]}\n{\"text\":\"ab\"}\n{\"tokens\":[4]}\n");
+    bench.write(
+        "in.jsonl",
+        "{\"tokens\":[1,5,9,200,7]}\n{\"tokens\":[]}\n{\"text\":\"ab\"}\n{\"tokens\":[4]}\n",
+    );
     let args = ["score", "-m", "m", "--input", "in.jsonl", "--logits", "l.safetensors"];
     let lines = bench.run(args).json_lines();
     assert_eq!(lines.len(), 4);
@@ -162,7 +177,9 @@ fn scores_are_the_log_softmax_of_the_logits() {
     let row = &tensors.tensor("0").unwrap().data()[4 * 300 * 4..];
     let row: Vec<f32> = row.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     let best = (0..300).fold(0, |best, i| if row[i] > row[best] { i } else { best });
-    let next = bench.run(["generate", "-m", "m", "--tokens", "1,5,9,200,7", "-n", "1", "--temp", "0", "--json"]).json();
+    let next = bench
+        .run(["generate", "-m", "m", "--tokens", "1,5,9,200,7", "-n", "1", "--temp", "0", "--json"])
+        .json();
     assert_eq!(ids(&next["tokens"]), [best as u32]);
     assert_eq!(bench.names("."), ["c.json", "in.jsonl", "l.safetensors", "m", "t.json"]);
 }
@@ -250,7 +267,8 @@ fn chat_reads_lines_from_a_pipe() {
     let args = ["chat", "-m", "m", "-n", "6", "--seed", "1"];
     let run = bench.run_with_input(args, "hello\n/reset\nhello\nagain\n/quit\nnever read\n").ok();
     assert!(run.err.contains("template"), "it says that there is none: {}", run.err);
-    let greedy = bench.run_with_input(["chat", "-m", "m", "-n", "6", "--temp", "0"], "hello\n/reset\nhello\n").ok();
+    let greedy =
+        bench.run_with_input(["chat", "-m", "m", "-n", "6", "--temp", "0"], "hello\n/reset\nhello\n").ok();
     let half = greedy.out.len() / 2;
     assert_eq!(greedy.out[..half], greedy.out[half..], "after a reset the same words get the same answer");
 }
@@ -269,8 +287,13 @@ fn chat_with_a_template_carries_the_conversation() {
     // The template writes no BOS, so the tokens are given as they are.
     let json = bench.run(prompt).json();
     assert_eq!(json["prompt_tokens"], 23);
-    let bytes = "[user]hello[assistant]".bytes().map(|b| (3 + u32::from(b)).to_string()).collect::<Vec<_>>().join(",");
-    let same = bench.run(["generate", "-m", "m", "--tokens", &bytes, "-n", "5", "--temp", "0", "--json"]).json();
+    let bytes = "[user]hello[assistant]"
+        .bytes()
+        .map(|b| (3 + u32::from(b)).to_string())
+        .collect::<Vec<_>>()
+        .join(",");
+    let same =
+        bench.run(["generate", "-m", "m", "--tokens", &bytes, "-n", "5", "--temp", "0", "--json"]).json();
     assert_eq!(once.out.trim(), same["text"].as_str().unwrap().trim());
     // A second turn comes after the first, and a reset forgets it.
     let twice = chat("hello\nhello\n/reset\nhello\n");
@@ -286,7 +309,10 @@ fn bits_per_byte_follow_from_scores() {
     let lines = bench.run(["score", "-m", "m", "--input", "in.jsonl"]).json_lines();
     let nats: f64 = floats(&lines[0]["logprobs"]).into_iter().flatten().map(|x| -x).sum();
     let expected = nats / std::f64::consts::LN_2 / 18.0;
-    assert!((run["bits_per_byte"].as_f64().unwrap() - expected).abs() < 1e-6 * expected, "{run} and {expected}");
+    assert!(
+        (run["bits_per_byte"].as_f64().unwrap() - expected).abs() < 1e-6 * expected,
+        "{run} and {expected}"
+    );
     assert_eq!((&run["bytes"], &run["tokens"], &run["words"]), (&json!(18), &json!(18), &json!(4)));
     let same = bench.run(["eval", "-m", "m", "--bpb", "in.jsonl", "--json"]).json();
     assert_eq!(same["bits_per_byte"], run["bits_per_byte"]);
@@ -348,5 +374,8 @@ fn ctrl_c_in_generate_ends_after_a_token() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("interrupted"), "{stderr}");
-    assert!(std::str::from_utf8(&text).is_ok() && text.ends_with(b"\n"), "whole characters and a last line break");
+    assert!(
+        std::str::from_utf8(&text).is_ok() && text.ends_with(b"\n"),
+        "whole characters and a last line break"
+    );
 }

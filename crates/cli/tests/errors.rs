@@ -93,7 +93,8 @@ fn a_damaged_checkpoint_is_refused_by_every_command() {
     let whole = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, &whole[..whole.len() - 4]).unwrap();
     bench.write("in.jsonl", "{\"tokens\":[1]}\n");
-    let commands = ["info -m m", "generate -m m --tokens 1", "score -m m --input in.jsonl", "convert -m m --out y"];
+    let commands =
+        ["info -m m", "generate -m m --tokens 1", "score -m m --input in.jsonl", "convert -m m --out y"];
     for command in commands {
         expect(&bench, 1, &[(command, &["model.safetensors"])]);
     }

@@ -235,7 +235,8 @@ mod tests {
     #[test]
     fn foreign_tokens_and_stops_are_errors() {
         let model = model();
-        let bad = [Ok::<_, EvalError>(document(3, 1)), Ok(Document { tokens: vec![1, 40], ..Document::default() })];
+        let bad =
+            [Ok::<_, EvalError>(document(3, 1)), Ok(Document { tokens: vec![1, 40], ..Document::default() })];
         let error = bits_per_byte(&model, 4, bad, |_| Ok(())).unwrap_err();
         assert_eq!(error, EvalError::Token { document: 1, token: 40, vocab: 40 });
         let stop = EvalError::Token { document: 9, token: 9, vocab: 9 };

@@ -5,13 +5,12 @@
 
 use std::sync::Arc;
 
-use rand_chacha::ChaCha8Rng;
-use rand_chacha::rand_core::{Rng, SeedableRng};
 use sha2::{Digest, Sha256};
 use zamba_kernels::{Device, Dtype};
 
 use crate::config::ZambaConfig;
 use crate::model::Zamba;
+use crate::philox::Philox;
 use crate::spec::{TensorKind, TensorSpec};
 
 impl Zamba {
@@ -73,19 +72,20 @@ pub fn init_tensor(config: &ZambaConfig, spec: &TensorSpec, seed: u64, out: &mut
 
 /// Normal and uniform numbers from one keyed stream.
 struct Random {
-    rng: ChaCha8Rng,
+    rng: Philox,
     spare: Option<f64>,
 }
 
 impl Random {
     fn new(seed: u64, name: &str) -> Self {
         let key = Sha256::new().chain_update(seed.to_le_bytes()).chain_update(name).finalize();
-        Random { rng: ChaCha8Rng::from_seed(key.into()), spare: None }
+        let key = u64::from_le_bytes(std::array::from_fn(|j| key[j]));
+        Random { rng: Philox::new(key), spare: None }
     }
 
     /// Uniform in `[0, 1)`.
     fn uniform(&mut self) -> f64 {
-        (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64
+        self.rng.uniform()
     }
 
     /// Standard normal by Box and Muller's transform, which gives two at a time.

@@ -12,6 +12,7 @@ mod load;
 pub mod model;
 pub mod ops;
 pub mod param;
+mod philox;
 pub mod pool;
 pub mod sampler;
 pub mod session;

@@ -19,12 +19,11 @@
 //! Draws come from Philox4x32-10 with the seed as key and probabilities are computed in f64 with a portable `exp`, so equal
 //! logits and seed give equal tokens on every platform.
 
-mod philox;
 
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 
-use philox::Philox;
+use crate::philox::Philox;
 
 /// How to choose tokens. See the module for the order of the steps.
 #[derive(Debug, Clone, PartialEq)]

@@ -15,8 +15,10 @@ use crate::{interrupt, out};
 
 /// Talk to a model.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Commands in the conversation: /reset begins a new one, /quit leaves. Ctrl-C ends an answer.\n\
-    Lines may also come from a pipe.\n\nExample:\n  zamba chat -m zamba-7b --temp 0.7")]
+#[command(
+    after_help = "Commands in the conversation: /reset begins a new one, /quit leaves. Ctrl-C ends an answer.\n\
+    Lines may also come from a pipe.\n\nExample:\n  zamba chat -m zamba-7b --temp 0.7"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -100,7 +102,9 @@ impl Chat<'_> {
                 "/reset" => self.reset(),
                 words => match self.turn(words) {
                     // A conversation survives what is wrong with one turn, unless nobody listens any more.
-                    Err(error) if error.downcast_ref::<TurnError>().is_some() => out::note(&format!("{error:#}")),
+                    Err(error) if error.downcast_ref::<TurnError>().is_some() => {
+                        out::note(&format!("{error:#}"))
+                    }
                     result => result?,
                 },
             }
@@ -179,7 +183,9 @@ impl Chat<'_> {
         };
         self.messages.push(Message::new("user", words));
         let rendered = template.render(&self.messages, true).map_err(|e| TurnError::Template(e.to_string()));
-        let all = rendered.map_err(anyhow::Error::from).and_then(|text| Ok(self.text.tokenizer.encode(&text, false)?));
+        let all = rendered
+            .map_err(anyhow::Error::from)
+            .and_then(|text| Ok(self.text.tokenizer.encode(&text, false)?));
         if all.is_err() {
             self.messages.pop();
         }
@@ -192,7 +198,9 @@ impl Chat<'_> {
 enum TurnError {
     #[error("these words have no tokens; write others")]
     Empty,
-    #[error("the conversation has {tokens} tokens and the context {room}: /reset begins a new one, --ctx makes room")]
+    #[error(
+        "the conversation has {tokens} tokens and the context {room}: /reset begins a new one, --ctx makes room"
+    )]
     Full { tokens: usize, room: usize },
     #[error("{0}: /reset begins a new conversation")]
     Template(String),
@@ -206,6 +214,8 @@ fn read_line() -> anyhow::Result<Option<String>> {
     interrupt::leave_at_once(None);
     match read.context("cannot read standard input")? {
         0 => Ok(None),
-        _ => Ok(Some(String::from_utf8(bytes).context("standard input is not UTF-8 text; convert it first")?)),
+        _ => {
+            Ok(Some(String::from_utf8(bytes).context("standard input is not UTF-8 text; convert it first")?))
+        }
     }
 }

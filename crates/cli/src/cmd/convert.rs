@@ -13,7 +13,9 @@ use crate::out;
 /// Rewrite a checkpoint: old tensor names become current ones, and type and shard size can be chosen. Values stay
 /// as they are, bit for bit, unless another type cannot hold them.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  zamba convert -m zamba-7b --out zamba-7b-bf16 --dtype bf16 --max-shard-size 5GB")]
+#[command(
+    after_help = "Example:\n  zamba convert -m zamba-7b --out zamba-7b-bf16 --dtype bf16 --max-shard-size 5GB"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -71,11 +73,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     common::save(&args.out, config, &options, &mut |spec, values| {
         values.resize(spec.len(), 0.0);
-        checkpoint.read_f32(&spec.name, 0, values).with_context(|| format!("cannot load {}", folder.display()))
+        checkpoint
+            .read_f32(&spec.name, 0, values)
+            .with_context(|| format!("cannot load {}", folder.display()))
     })?;
-    let (parameters, bytes, dtype) = (config.parameters(), config.bytes_of_weights(dtype), dtype.torch_name());
+    let (parameters, bytes, dtype) =
+        (config.parameters(), config.bytes_of_weights(dtype), dtype.torch_name());
     if args.json {
-        return out::json(&Made { path: &args.out, parameters, bytes_of_weights: bytes, dtype, files: copied });
+        return out::json(&Made {
+            path: &args.out,
+            parameters,
+            bytes_of_weights: bytes,
+            dtype,
+            files: copied,
+        });
     }
     let (size, name) = (out::bytes(bytes), args.out.display());
     out::line(&format!("{name}: {} parameters in {dtype}, {size}", out::count(parameters)))

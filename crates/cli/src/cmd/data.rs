@@ -86,7 +86,9 @@ fn tokenizer(args: &TokenizerArgs) -> anyhow::Result<()> {
     interrupt::check("nothing was written")?;
     let bpe = Bpe::train(texts.iter().map(String::as_str), args.vocab_size)?;
     interrupt::check("nothing was written")?;
-    RealFs.create_dirs(&args.out).with_context(|| format!("cannot make the folder {}", args.out.display()))?;
+    RealFs
+        .create_dirs(&args.out)
+        .with_context(|| format!("cannot make the folder {}", args.out.display()))?;
     bpe.save(&RealFs, &args.out, args.model_max_length)?;
     let learned = Learned {
         path: &args.out,
@@ -121,7 +123,9 @@ fn sample(path: &Path, share: f64) -> anyhow::Result<Vec<String>> {
 
 /// Write the tokens of documents as a shard that training reads (Megatron's .idx and .bin, and a manifest).
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  zamba data tokenize --input texts --tokenizer tokenizer --out shards/texts")]
+#[command(
+    after_help = "Example:\n  zamba data tokenize --input texts --tokenizer tokenizer --out shards/texts"
+)]
 struct TokenizeArgs {
     /// A text file, a .jsonl file with a document {"text":"..."} per line, or a folder of such files.
     #[arg(short = 'i', long, value_name = "FILE|DIR")]
@@ -153,11 +157,19 @@ fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
     let encode = |text: &str| tokenizer.encode(text, false).map_err(|e| e.to_string());
     let mut progress = Progress::new("tokenising", 0, Unit::Bytes);
     // An error is what stops the library below; the words that the user sees follow from the flag.
-    let stop = || Error::Io { path: args.out.clone(), action: "write", source: std::io::ErrorKind::Interrupted.into() };
+    let stop = || Error::Io {
+        path: args.out.clone(),
+        action: "write",
+        source: std::io::ErrorKind::Interrupted.into(),
+    };
     let documents = input::documents(&RealFs, &args.input)?;
     let documents = documents.map(|text| if interrupt::requested() { Err(stop()) } else { text });
     let written = tokenise(fs, documents, &encode, marks, spec, &args.out, &mut |done| {
-        progress.say(&format!("{} documents, {} tokens", out::count(done.documents), out::count(done.tokens)));
+        progress.say(&format!(
+            "{} documents, {} tokens",
+            out::count(done.documents),
+            out::count(done.tokens)
+        ));
         progress.set(done.bytes);
     });
     drop(progress);
@@ -167,7 +179,9 @@ fn tokenize(args: &TokenizeArgs) -> anyhow::Result<()> {
 
 /// Look into a token shard, after a check of its hashes.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  zamba data inspect --input shards/texts --tokenizer tokenizer --document 0")]
+#[command(
+    after_help = "Example:\n  zamba data inspect --input shards/texts --tokenizer tokenizer --document 0"
+)]
 struct InspectArgs {
     /// The shard, without .idx or .bin.
     #[arg(short = 'i', long, value_name = "PREFIX")]

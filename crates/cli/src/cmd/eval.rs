@@ -16,8 +16,10 @@ use crate::{interrupt, out};
 
 /// Measure how well a model predicts text, in bits per byte.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; any other file is \
-    one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json")]
+#[command(
+    after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; any other file is \
+    one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -111,7 +113,11 @@ impl Report {
 
 /// The documents at `path` and the bytes of text that they were made from.
 fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> {
-    let prefix = if path.extension().is_some_and(|e| e == "idx" || e == "bin") { path.with_extension("") } else { path.to_owned() };
+    let prefix = if path.extension().is_some_and(|e| e == "idx" || e == "bin") {
+        path.with_extension("")
+    } else {
+        path.to_owned()
+    };
     let mut index = prefix.clone().into_os_string();
     index.push(".idx");
     if Path::new(&index).is_file() {

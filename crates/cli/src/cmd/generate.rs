@@ -13,8 +13,10 @@ use crate::text::{self, Finish, Generated, Request, SamplingArgs, Text, Timings}
 
 /// Continue a prompt.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Text goes to stdout as it comes, timings to stderr. Without a tokenizer, token ids are printed.\n\n\
-    Examples:\n  zamba generate -m zamba-7b -p \"Hey\" -n 10 --temp 0\n  zamba generate -m tiny --tokens 1,20,30 --json")]
+#[command(
+    after_help = "Text goes to stdout as it comes, timings to stderr. Without a tokenizer, token ids are printed.\n\n\
+    Examples:\n  zamba generate -m zamba-7b -p \"Hey\" -n 10 --temp 0\n  zamba generate -m tiny --tokens 1,20,30 --json"
+)]
 #[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "file", "tokens"]))]
 pub(crate) struct Args {
     #[command(flatten)]

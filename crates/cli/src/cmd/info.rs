@@ -73,7 +73,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bytes_of_state: cost.state,
         bytes_of_kv_per_token: cost.kv_per_token,
         context,
-        bytes_of_sequence: cost.sequence(context).context("the context is too large; choose a smaller --ctx")?,
+        bytes_of_sequence: cost
+            .sequence(context)
+            .context("the context is too large; choose a smaller --ctx")?,
         flops_per_token: cost.flops_per_token(context),
         device: device.name(),
         isa: args.device.isa_name()?,

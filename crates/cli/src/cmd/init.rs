@@ -55,15 +55,25 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let dtype = args.dtype.map_or(config.dtype, FileDtype::from);
     let files = args.tokenizer.as_deref().map(|path| tokenizer(path, config.vocab_size)).transpose()?;
     let bytes = config.bytes_of_weights(dtype);
-    let options =
-        SaveOptions { dtype, files: files.into_iter().collect(), replace: args.force, ..SaveOptions::default() };
+    let options = SaveOptions {
+        dtype,
+        files: files.into_iter().collect(),
+        replace: args.force,
+        ..SaveOptions::default()
+    };
     common::save(&args.out, &config, &options, &mut |spec, values| {
         init_tensor(&config, spec, args.seed, values);
         Ok(())
     })?;
     let (parameters, dtype) = (config.parameters(), dtype.torch_name());
     if args.json {
-        return out::json(&Made { path: &args.out, parameters, bytes_of_weights: bytes, dtype, seed: args.seed });
+        return out::json(&Made {
+            path: &args.out,
+            parameters,
+            bytes_of_weights: bytes,
+            dtype,
+            seed: args.seed,
+        });
     }
     let (size, name) = (out::bytes(bytes), args.out.display());
     out::line(&format!("{name}: {} parameters in {dtype}, {size}", out::count(parameters)))
@@ -96,7 +106,10 @@ fn tokenizer(path: &Path, vocab: usize) -> anyhow::Result<(String, Vec<u8>)> {
     let tokenizer = Tokenizer::from_dir(trial.path()).map_err(|e| anyhow::anyhow!(shown(e)))?;
     if tokenizer.max_id() as usize >= vocab {
         let (path, highest) = (path.display(), tokenizer.max_id());
-        bail!("{path} has ids up to {highest}, but the config's vocab_size is {vocab}; raise it to {}", highest + 1);
+        bail!(
+            "{path} has ids up to {highest}, but the config's vocab_size is {vocab}; raise it to {}",
+            highest + 1
+        );
     }
     Ok((name.to_owned(), bytes))
 }

@@ -17,8 +17,10 @@ use crate::{interrupt, out};
 
 /// Score given text: the natural logarithm of the probability of each token.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Prints a JSON line per input line: {\"tokens\":[...],\"logprobs\":[null,...]}, where logprobs[j] is \
-    log p(tokens[j] | tokens[..j]).\n\nExample:\n  zamba score -m zamba-7b --input lines.jsonl --logits logits.safetensors")]
+#[command(
+    after_help = "Prints a JSON line per input line: {\"tokens\":[...],\"logprobs\":[null,...]}, where logprobs[j] is \
+    log p(tokens[j] | tokens[..j]).\n\nExample:\n  zamba score -m zamba-7b --input lines.jsonl --logits logits.safetensors"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -62,7 +64,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     score(&model, &lines, longest, logits)
 }
 
-fn score(model: &Zamba, lines: &[Vec<u32>], longest: usize, mut logits: Option<Logits>) -> anyhow::Result<()> {
+fn score(
+    model: &Zamba,
+    lines: &[Vec<u32>],
+    longest: usize,
+    mut logits: Option<Logits>,
+) -> anyhow::Result<()> {
     let mut session = Session::new(model, longest);
     let mut progress = Progress::new("scoring", lines.len() as u64, Unit::Items("lines"));
     for tokens in lines {
@@ -73,11 +80,14 @@ fn score(model: &Zamba, lines: &[Vec<u32>], longest: usize, mut logits: Option<L
             None => session.score(tokens, None),
             Some(logits) => {
                 let mut written = Ok(());
-                let logprobs = session.score(tokens, Some(&mut |rows| {
-                    if written.is_ok() {
-                        written = logits.write(rows);
-                    }
-                }));
+                let logprobs = session.score(
+                    tokens,
+                    Some(&mut |rows| {
+                        if written.is_ok() {
+                            written = logits.write(rows);
+                        }
+                    }),
+                );
                 written?;
                 logprobs
             }
@@ -91,7 +101,9 @@ fn score(model: &Zamba, lines: &[Vec<u32>], longest: usize, mut logits: Option<L
 /// All lines as token ids, so that every fault is found before the first is scored.
 fn parse(input: &str, name: &Path, text: Option<&Text>, vocab: usize) -> anyhow::Result<Vec<Vec<u32>>> {
     let lines = input.trim_end().lines().enumerate();
-    lines.map(|(i, line)| tokens(line, text, vocab).with_context(|| format!("{}:{}", name.display(), i + 1))).collect()
+    lines
+        .map(|(i, line)| tokens(line, text, vocab).with_context(|| format!("{}:{}", name.display(), i + 1)))
+        .collect()
 }
 
 fn tokens(line: &str, text: Option<&Text>, vocab: usize) -> anyhow::Result<Vec<u32>> {
@@ -102,7 +114,10 @@ fn tokens(line: &str, text: Option<&Text>, vocab: usize) -> anyhow::Result<Vec<u
     let line: Line = serde_json::from_str(line).map_err(|e| {
         let words = e.to_string();
         let words = words.split(" at line ").next().unwrap_or_default();
-        anyhow::anyhow!("column {}: {words}; a line is {{\"tokens\":[...]}} or {{\"text\":\"...\"}}", e.column())
+        anyhow::anyhow!(
+            "column {}: {words}; a line is {{\"tokens\":[...]}} or {{\"text\":\"...\"}}",
+            e.column()
+        )
     })?;
     let tokens = match line {
         Line { tokens: Some(tokens), text: None } => tokens,
@@ -160,7 +175,11 @@ mod tests {
 
     #[test]
     fn faults_name_the_line() {
-        assert!(error("{\"tokens\":[1,}").starts_with("in.jsonl:2: column 14: "), "{}", error("{\"tokens\":[1,}"));
+        assert!(
+            error("{\"tokens\":[1,}").starts_with("in.jsonl:2: column 14: "),
+            "{}",
+            error("{\"tokens\":[1,}")
+        );
         assert!(error("{\"tokens\":[1,10]}").contains("in.jsonl:2: token 10"));
         assert!(error("{\"text\":\"a\"}").contains("in.jsonl:2: the model has no tokenizer"));
         assert!(error("{}").contains("either"));

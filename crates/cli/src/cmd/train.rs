@@ -17,9 +17,11 @@ use crate::{interrupt, out};
 
 /// Train a model from a recipe, through all its phases.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The folder gets log.jsonl, TensorBoard events, loss.svg and checkpoints; each checkpoint is also a model folder.\n\
+#[command(
+    after_help = "The folder gets log.jsonl, TensorBoard events, loss.svg and checkpoints; each checkpoint is also a model folder.\n\
     Ctrl-C and SIGTERM save and leave; --resume goes on from the newest checkpoint that verifies.\n\n\
-    Examples:\n  zamba train recipes/tiny.toml --out run\n  zamba train recipes/tiny.toml --out run --set seed=7 --resume")]
+    Examples:\n  zamba train recipes/tiny.toml --out run\n  zamba train recipes/tiny.toml --out run --set seed=7 --resume"
+)]
 pub(crate) struct Args {
     /// The recipe.
     #[arg(value_name = "RUN.toml")]
@@ -103,7 +105,10 @@ fn rows(cost: &DryRun) -> Vec<(&'static str, String)> {
         let [first, peak, last] = phase.lr;
         let (steps, tokens) = (out::count(phase.steps), out::count(phase.tokens));
         let rates = format!("rate {first:.2e} to {peak:.2e} to {last:.2e}");
-        ("phase", format!("{}: {steps} steps from step {}, {tokens} tokens, {rates}", phase.name, phase.start))
+        (
+            "phase",
+            format!("{}: {steps} steps from step {}, {tokens} tokens, {rates}", phase.name, phase.start),
+        )
     }));
     rows
 }
@@ -130,7 +135,10 @@ impl Observer for Bar {
             Progress::resumed("training", record.step.saturating_sub(1), total, Unit::Items("steps"))
         });
         let mfu = record.mfu.map(|mfu| format!(", MFU {:.1} %", 100.0 * mfu)).unwrap_or_default();
-        let words = format!("{} loss {:.4}, {:.0} tokens/s{mfu}", record.phase, record.loss, record.tokens_per_second);
+        let words = format!(
+            "{} loss {:.4}, {:.0} tokens/s{mfu}",
+            record.phase, record.loss, record.tokens_per_second
+        );
         bar.say(&words);
         bar.set(record.step);
         if !bar.draws() && self.spoken.elapsed() > QUIET {
@@ -140,7 +148,10 @@ impl Observer for Bar {
     }
 
     fn eval(&mut self, record: &EvalRecord) {
-        self.note(&format!("step {}: {} {:.4} bits per byte", record.step, record.shard, record.bits_per_byte));
+        self.note(&format!(
+            "step {}: {} {:.4} bits per byte",
+            record.step, record.shard, record.bits_per_byte
+        ));
     }
 
     fn note(&mut self, text: &str) {

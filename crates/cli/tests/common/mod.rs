@@ -46,7 +46,10 @@ impl Run {
     #[track_caller]
     pub fn json_lines(&self) -> Vec<Value> {
         assert_eq!(self.code, Some(0), "{}", self.err);
-        self.out.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}"))).collect()
+        self.out
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{e}: {line}")))
+            .collect()
     }
 
     /// Demands a failure with this code, nothing on stdout and one line on stderr, which is returned.
@@ -185,7 +188,11 @@ pub fn floats(list: &Value) -> Vec<Option<f64>> {
 /// The ids of a JSON list.
 #[track_caller]
 pub fn ids(list: &Value) -> Vec<u32> {
-    list.as_array().unwrap_or_else(|| panic!("no list: {list}")).iter().map(|x| x.as_u64().unwrap() as u32).collect()
+    list.as_array()
+        .unwrap_or_else(|| panic!("no list: {list}"))
+        .iter()
+        .map(|x| x.as_u64().unwrap() as u32)
+        .collect()
 }
 
 /// Every file of a folder with its contents.

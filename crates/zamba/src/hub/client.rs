@@ -285,7 +285,7 @@ impl<'a> Client<'a> {
         };
         let (mut address, mut first) = (address.to_owned(), None);
         for _ in 0..=REDIRECTS {
-            let response = self.request(method, &address, from)?;
+            let response = self.request(method, &address, what, from)?;
             let headers = first.get_or_insert_with(|| response.headers().clone());
             match response.status().as_u16() {
                 200 | 206 => return Ok((response, headers.clone())),
@@ -305,7 +305,13 @@ impl<'a> Client<'a> {
         Err(wrong("it redirects too often"))
     }
 
-    fn request(&self, method: &str, address: &str, from: Option<u64>) -> Result<Response<Body>, Failure> {
+    fn request(
+        &self,
+        method: &str,
+        address: &str,
+        what: &str,
+        from: Option<u64>,
+    ) -> Result<Response<Body>, Failure> {
         let mut request = if method == "HEAD" { self.agent.head(address) } else { self.agent.get(address) };
         // Sizes and ranges are of the file and not of a compressed form of it.
         request = request.header("accept-encoding", "identity");
@@ -317,7 +323,7 @@ impl<'a> Client<'a> {
         if let Some(from) = from.filter(|from| *from > 0) {
             request = request.header("range", format!("bytes={from}-"));
         }
-        request.call().map_err(|error| Failure::Passing(error.to_string()))
+        request.call().map_err(|error| failure(address, what, error))
     }
 
     fn refused(&self, status: u16, what: &str) -> Failure {
@@ -330,6 +336,22 @@ impl<'a> Client<'a> {
             408 | 425 | 429 | 500..=599 => Failure::Passing(format!("status {status}")),
             _ => Failure::Lasting(HubError::Protocol { what, reason: format!("status {status}") }),
         }
+    }
+}
+
+/// Connections come back; certificates that are not trusted and addresses that are none do not.
+fn failure(address: &str, what: &str, error: ureq::Error) -> Failure {
+    let lasting = match &error {
+        // A certificate that is refused arrives as invalid data, and so do answers that are no HTTP.
+        ureq::Error::Io(error) => error.kind() == io::ErrorKind::InvalidData,
+        ureq::Error::Rustls(_) | ureq::Error::Tls(_) | ureq::Error::BadUri(_) | ureq::Error::Http(_) => true,
+        _ => false,
+    };
+    let reason = format!("{}: {error}", origin(address));
+    if lasting {
+        Failure::Lasting(HubError::Connection { what: what.to_owned(), reason })
+    } else {
+        Failure::Passing(reason)
     }
 }
 

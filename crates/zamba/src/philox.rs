@@ -5,7 +5,7 @@
 
 /// A stream of draws: the seed is the key, the counter says how many were made.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Philox {
+pub(crate) struct Philox {
     seed: u64,
     draws: u64,
 }
@@ -28,12 +28,12 @@ fn block(mut ctr: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 }
 
 impl Philox {
-    pub(super) fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self { seed, draws: 0 }
     }
 
     /// The next draw, uniform on the multiples of 2^-53 in [0, 1).
-    pub(super) fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         let counter = [self.draws as u32, (self.draws >> 32) as u32, 0, 0];
         let out = block(counter, [self.seed as u32, (self.seed >> 32) as u32]);
         self.draws += 1;
