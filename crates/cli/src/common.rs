@@ -34,10 +34,12 @@ pub(crate) struct ModelArgs {
 #[command(next_help_heading = "Device")]
 pub(crate) struct DeviceArgs {
     /// Worker threads [default: one per core].
-    #[arg(short = 't', long, value_name = "N", env = "ZAMBA_THREADS", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(short = 't', long, value_name = "N", env = "ZAMBA_THREADS")]
+    #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Instructions to use [default: the best that this machine has].
-    #[arg(long, value_name = "NAME", env = "ZAMBA_ISA", value_parser = clap::builder::PossibleValuesParser::new(Isa::NAMES))]
+    #[arg(long, value_name = "NAME", env = "ZAMBA_ISA")]
+    #[arg(value_parser = clap::builder::PossibleValuesParser::new(Isa::NAMES))]
     isa: Option<String>,
     /// `cpu`, or `reference`: the slow definition that every fast kernel is held to.
     #[arg(long, value_name = "NAME", env = "ZAMBA_DEVICE", default_value = "cpu")]
@@ -105,8 +107,11 @@ pub(crate) fn load(checkpoint: &Checkpoint, device: &DeviceArgs) -> anyhow::Resu
     let cost = Cost::of(&checkpoint.config, checkpoint.config.dtype);
     fits(cost.weights).with_context(|| format!("cannot load {}", checkpoint.path().display()))?;
     let mut progress = Progress::new("loading", checkpoint.total_bytes(), Unit::Bytes);
-    Zamba::load(checkpoint, device, None, &mut |bytes| progress.set(bytes))
-        .with_context(|| format!("cannot load {}", checkpoint.path().display()))
+    // Reading leaves nothing behind, so it need not be ended in order.
+    interrupt::leave_at_once(Some(error::FAILURE));
+    let loaded = Zamba::load(checkpoint, device, None, &mut |bytes| progress.set(bytes));
+    interrupt::leave_at_once(None);
+    loaded.with_context(|| format!("cannot load {}", checkpoint.path().display()))
 }
 
 /// How to store weights, as typed.
@@ -127,7 +132,8 @@ impl From<DtypeName> for FileDtype {
     }
 }
 
-/// Writes a model folder with a progress bar, tensor by tensor as `fill` gives them. Ctrl-C and errors leave nothing.
+/// Writes a model folder with a progress bar, tensor by tensor as `fill` gives them. Ctrl-C and errors leave
+/// nothing.
 pub(crate) fn save(
     out: &Path,
     config: &ZambaConfig,
@@ -165,8 +171,8 @@ pub(crate) fn check_context(config: &ZambaConfig, tokens: u64) -> anyhow::Result
     Ok(usize::try_from(tokens)?)
 }
 
-/// Whether the system would give that much memory. It is asked, and given back at once: an allocation that fails later
-/// ends the process without a word.
+/// Whether the system would give that much memory. It is asked, and given back at once: an allocation that
+/// fails later ends the process without a word.
 fn fits(bytes: u64) -> anyhow::Result<()> {
     let mut trial: Vec<u8> = vec![];
     let reserved = usize::try_from(bytes).is_ok_and(|bytes| trial.try_reserve_exact(bytes).is_ok());

@@ -12,8 +12,8 @@ const SCAN_OPERATIONS: u64 = 7;
 pub(crate) struct Cost {
     /// Weights as held in memory.
     pub(crate) weights: u64,
-    /// Weights that one decoded token reads: the shared block counts once per use, the embedding once as the head
-    /// and one row of it as the input.
+    /// Weights that one decoded token reads: the shared block counts once per use, the embedding once as the
+    /// head and one row of it as the input.
     pub(crate) read_per_token: u64,
     /// Convolution windows and SSM states of one sequence, whatever its length.
     pub(crate) state: u64,

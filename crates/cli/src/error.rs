@@ -4,6 +4,7 @@ use std::panic::{self, AssertUnwindSafe};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 
+use clap::error::ErrorKind;
 use thiserror::Error;
 
 use crate::out;
@@ -45,8 +46,20 @@ pub(crate) fn usage(error: &clap::Error) -> ExitCode {
         let _ = error.print();
         return ExitCode::SUCCESS;
     }
-    say(&usage_line(&error.render().to_string()));
+    let rendered = error.render().to_string();
+    say(&match error.kind() {
+        // The library would print the whole help.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
+            usage_line(&format!("error: no command is given\n{}", usage_of(&rendered)))
+        }
+        _ => usage_line(&rendered),
+    });
     ExitCode::from(USAGE)
+}
+
+/// The line of a help text that says how a command is used.
+fn usage_of(rendered: &str) -> &str {
+    rendered.lines().find(|line| line.starts_with("Usage:")).unwrap_or_default()
 }
 
 /// Folds the paragraphs of a usage error into one line: the complaint, the tips, where to find help.
@@ -75,7 +88,8 @@ fn usage_line(rendered: &str) -> String {
     format!("{complaint}; see `{command} --help`")
 }
 
-/// The messages of an error and its causes, joined by colons. A cause that its parent already quotes is left out.
+/// The messages of an error and its causes, joined by colons. A cause that its parent already quotes is left
+/// out.
 fn chain(error: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in error.chain() {
@@ -90,8 +104,8 @@ fn chain(error: &anyhow::Error) -> String {
     line
 }
 
-/// Writes one line to stderr, whatever the text holds: names of files and tensors may carry line breaks or the
-/// escape codes of a terminal.
+/// Writes one line to stderr, whatever the text holds: names of files and tensors may carry line breaks or
+/// the escape codes of a terminal.
 fn say(message: &str) {
     let mut line = String::with_capacity(message.len());
     for c in message.chars() {
@@ -109,8 +123,8 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 /// Runs the program. A panic that nobody below has caught ends it with one line and exit code 1.
 ///
-/// The hook only takes notes: libraries below contain panics of their own dependencies, and those must neither print
-/// nor end the program.
+/// The hook only takes notes: libraries below contain panics of their own dependencies, and those must
+/// neither print nor end the program.
 pub(crate) fn catch_panics(program: impl FnOnce() -> ExitCode) -> ExitCode {
     panic::set_hook(Box::new(|info| {
         let words = info.payload_as_str().unwrap_or("no message");

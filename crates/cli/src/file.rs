@@ -48,8 +48,8 @@ impl NewFile {
     }
 }
 
-/// Checks that a model folder of `bytes` can be written as `target`: it must be absent or empty, unless `force` says
-/// that a model there is to be replaced.
+/// Checks that a model folder of `bytes` can be written as `target`: it must be absent or empty, unless
+/// `force` says that a model there is to be replaced.
 pub(crate) fn check_folder(target: &Path, force: bool, bytes: u64) -> anyhow::Result<()> {
     let name = target.display();
     match fs::read_dir(target) {

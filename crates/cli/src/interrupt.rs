@@ -29,12 +29,14 @@ pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::SeqCst)
 }
 
-/// As [`requested`], and forgets it: the request was for what has just been stopped, not for the whole program.
+/// As [`requested`], and forgets it: the request was for what has just been stopped, not for the whole
+/// program.
 pub(crate) fn take() -> bool {
     REQUESTED.swap(false, Ordering::SeqCst)
 }
 
-/// Says that there is nothing to stop for the time being: the first signal ends the program with this exit code.
+/// Says that there is nothing to stop for the time being: the first signal ends the program with this exit
+/// code.
 pub(crate) fn leave_at_once(code: Option<u8>) {
     LEAVE.store(code.map_or(-1, i32::from), Ordering::SeqCst);
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use serde::Serialize;
 use zamba::sampler::{Sampler, SamplerConfig};
+use zamba::session::PREFILL_CHUNK;
 use zamba::stop::StopStrings;
 use zamba::tokenizer::{DecodeStream, Tokenizer, TokenizerError};
 use zamba::{Session, ZambaConfig};
@@ -75,7 +76,8 @@ pub(crate) struct SamplingArgs {
     #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
     repeat_penalty: f32,
     /// How many of the last tokens penalties look at; -1 is all.
-    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true, value_parser = clap::value_parser!(i64).range(-1..))]
+    #[arg(long, value_name = "N", default_value_t = 64, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(i64).range(-1..))]
     repeat_last_n: i64,
     /// Subtract this from the logits of tokens seen lately.
     #[arg(long, value_name = "A", default_value_t = 0.0, allow_negative_numbers = true)]
@@ -188,9 +190,8 @@ impl Timings {
     pub(crate) fn note(&self) {
         let row = |name: &str, ms: f64, n: usize, rate: f64| {
             let per = ms / (n.max(1) as f64);
-            format!(
-                "{name} time = {ms:10.2} ms / {n:5} tokens ({per:8.2} ms per token, {rate:8.2} tokens per second)"
-            )
+            let rates = format!("{per:8.2} ms per token, {rate:8.2} tokens per second");
+            format!("{name} time = {ms:10.2} ms / {n:5} tokens ({rates})")
         };
         out::note(&row("prompt eval", self.prompt_ms, self.prompt_n, self.prompt_per_second));
         out::note(&row("       eval", self.predicted_ms, self.predicted_n, self.predicted_per_second));
@@ -218,8 +219,8 @@ struct Writer {
 }
 
 impl Writer {
-    /// A writer of what follows `prompt`. The decoder sees the prompt too, because the text of a token may depend on
-    /// what stands before it: many tokenizers take the space off the head of a text.
+    /// A writer of what follows `prompt`. The decoder sees the prompt too, because the text of a token may
+    /// depend on what stands before it: many tokenizers take the space off the head of a text.
     fn new(text: &Text, prompt: &[u32], stops: &[String]) -> anyhow::Result<Self> {
         let mut decoder = text.tokenizer.stream(true);
         let mut held = text.tokenizer.decode(prompt, true)?;
@@ -264,7 +265,8 @@ impl Writer {
 
 /// What [`generate`] needs beside the session.
 pub(crate) struct Request<'a> {
-    /// Tokens to append to the session before the first new one: at least one, and no more than it has room for.
+    /// Tokens to append to the session before the first new one: at least one, and no more than it has room
+    /// for.
     pub(crate) prompt: &'a [u32],
     /// Most new tokens.
     pub(crate) limit: usize,
@@ -276,8 +278,8 @@ pub(crate) struct Request<'a> {
     pub(crate) text: Option<&'a Text>,
 }
 
-/// Feeds the prompt and generates. `show` receives each new token with the text that became certain by it; the end of
-/// the text comes without a token. The last token is not fed to the session.
+/// Feeds the prompt and generates. `show` receives each new token with the text that became certain by it;
+/// the end of the text comes without a token. The last token is not fed to the session.
 pub(crate) fn generate(
     session: &mut Session<'_>,
     sampler: &mut Sampler,
@@ -291,7 +293,16 @@ pub(crate) fn generate(
     let room = session.room() - request.prompt.len();
     let start = Instant::now();
     request.prompt.iter().for_each(|&token| sampler.accept(token));
-    let mut logits = session.feed(request.prompt);
+    let (head, tail) = request.prompt.split_at((request.prompt.len() - 1) / PREFILL_CHUNK * PREFILL_CHUNK);
+    for part in head.chunks(PREFILL_CHUNK).take_while(|_| !interrupt::requested()) {
+        session.feed(part);
+    }
+    if interrupt::requested() {
+        let timings = Timings::new(session.len(), start.elapsed(), 0, Duration::ZERO);
+        let text = writer.map(|w| w.text);
+        return Ok(Generated { tokens: vec![], text, finish: Finish::Interrupted, timings });
+    }
+    let mut logits = session.feed(tail);
     let prompt_time = start.elapsed();
     // The context bounds the whole text, although its last token is never fed.
     let limit = request.limit.min(room);
@@ -337,8 +348,8 @@ mod tests {
 
     use super::*;
 
-    /// A tokenizer in the manner of Llama's: words begin with a space that is taken off the head of a text, and a line
-    /// break is a byte.
+    /// A tokenizer in the manner of Llama's: words begin with a space that is taken off the head of a text,
+    /// and a line break is a byte.
     fn llama_like() -> Text {
         let dir = tempfile::tempdir().unwrap();
         let special = |id: u32, content: &str| {

@@ -276,7 +276,8 @@ fn chat_reads_lines_from_a_pipe() {
 #[test]
 fn chat_with_a_template_carries_the_conversation() {
     let bench = Bench::with_text_model();
-    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}";
+    let template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}\
+                    {% if add_generation_prompt %}[assistant]{% endif %}";
     bench.write("m/chat_template.jinja", template);
     std::fs::remove_file(bench.path("m/MANIFEST.json")).unwrap();
     let chat = |input: &str| bench.run_with_input(["chat", "-m", "m", "-n", "5", "--temp", "0"], input).ok();
@@ -324,7 +325,8 @@ fn help_and_version_succeed_and_nothing_is_wrong_usage() {
     assert!(bench.run(["--help"]).ok().out.contains("generate"));
     assert!(bench.run(["generate", "--help"]).ok().out.contains("Example"));
     assert!(bench.run(["--version"]).ok().out.starts_with("zamba "));
-    bench.run([] as [&str; 0]).fails(2);
+    assert!(bench.run([] as [&str; 0]).fails(2).contains("no command"));
+    assert!(bench.run(["data"]).fails(2).contains("zamba data --help"));
 }
 
 #[test]
@@ -339,6 +341,17 @@ fn a_reader_that_goes_away_is_no_error() {
     drop(out);
     let output = child.wait_with_output().unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), vec![]));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_behind_stdout_is_one_line() {
+    let bench = Bench::with_model();
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = bench.command(["info", "-m", "m", "--json"]).stdout(full).output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    assert!(stderr.contains("standard output"), "{stderr}");
 }
 
 #[cfg(unix)]

@@ -93,7 +93,8 @@ fn wrong_recipes_and_inputs_are_named() {
     assert!(run.fails(1).contains("text.bin"), "{}", run.err);
 }
 
-/// Trains until the log has a line for a step after `after`, interrupts, and returns the summary and what was said.
+/// Trains until the log has a line for a step after `after`, interrupts, and returns the summary and what was
+/// said.
 #[cfg(unix)]
 fn train_and_interrupt(bench: &Bench, after: u64, extra: &[&str]) -> (Value, String) {
     let args = ["train", "run.toml", "--out", "run", "--json"];

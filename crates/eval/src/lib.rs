@@ -1,7 +1,7 @@
 //! How good a model is: bits per byte of any text.
 //!
-//! Bits per byte can be compared between models with different tokenizers, which loss per token cannot: it is the
-//! size to which the model, driving an arithmetic coder, would compress the text.
+//! Bits per byte can be compared between models with different tokenizers, which loss per token cannot: it is
+//! the size to which the model, driving an arithmetic coder, would compress the text.
 
 use thiserror::Error;
 use zamba::{Batch, State, Workspace, Zamba};
@@ -87,10 +87,11 @@ impl BitsPerByte {
 
 /// Scores documents one after the other, each as a sequence of its own.
 ///
-/// A document goes through the model in windows with its state carried from one to the next, so the windows have no
-/// effect on the result. Only a document of more than `context + 1` tokens is cut into parts that start from zero state;
-/// they overlap by one token, so that still every token but the first is predicted once. `context` also bounds the
-/// memory: keys and values of that many tokens. `progress` receives the number of tokens that have just been scored.
+/// A document goes through the model in windows with its state carried from one to the next, so the windows
+/// have no effect on the result. Only a document of more than `context + 1` tokens is cut into parts that
+/// start from zero state; they overlap by one token, so that still every token but the first is predicted
+/// once. `context` also bounds the memory: keys and values of that many tokens. `progress` receives the
+/// number of tokens that have just been scored.
 ///
 /// # Errors
 /// The first error of `documents` or `progress`, and [`EvalError`] for a token id outside the vocabulary.

@@ -98,7 +98,8 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
     let spans = [Span { slot: 0, start: 0, len: t, pos: 0 }];
     let f32s = |len, scale| random(dev, Dtype::F32, len, scale);
     let (x_te, dt_te, xz) = (f32s(t * e, 1.0), f32s(t * e, 1.0), f32s(t * 2 * e, 1.0));
-    let (p, a_log_en, d_e, dt_bias_e) = (f32s(t * h * (r + 2 * n), 1.0), f32s(e * n, 1.0), f32s(e, 1.0), f32s(e, 1.0));
+    let (p, a_log_en, d_e, dt_bias_e) =
+        (f32s(t * h * (r + 2 * n), 1.0), f32s(e * n, 1.0), f32s(e, 1.0), f32s(e, 1.0));
     let scan = Scan {
         t,
         e,
@@ -133,7 +134,11 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
     let conv = Conv { t, e, k, act: Act::Silu, spans: &spans, xz: &xz, w_ek: &w_ek, bias_e: Some(&d_e) };
     let forward = time(|| dev.conv(&mut y, None, conv));
     let backward = time(|| dev.conv_bwd(&mut dxz, &mut flat, ConvAt { w: 0, bias: None }, &x_te, conv));
-    println!("conv t={t} e={e}: forward {:.2} ns per token and channel, backward {:.2}", forward * each, backward * each);
+    println!(
+        "conv t={t} e={e}: forward {:.2} ns per token and channel, backward {:.2}",
+        forward * each,
+        backward * each
+    );
 }
 
 fn attention(dev: &Cpu, t: usize, h: usize, p: usize) {
@@ -165,12 +170,21 @@ fn others(dev: &Cpu) {
     let each = 1e9 / (t * d) as f64;
     let forward = time(|| dev.rmsnorm(&mut y, Some(&mut rstd), &x, &w, 1e-5));
     let backward = time(|| dev.rmsnorm_bwd(&mut y, &mut dw, 0, &x, &x, &rstd, &w));
-    println!("rmsnorm t={t} d={d}: forward {:.3} ns per element, backward {:.3}", forward * each, backward * each);
-    let (gate, mut dgate, mut dup) = (random(dev, Dtype::F32, t * d, 3.0), dev.alloc(Dtype::F32, t * d), dev.alloc(Dtype::F32, t * d));
+    println!(
+        "rmsnorm t={t} d={d}: forward {:.3} ns per element, backward {:.3}",
+        forward * each,
+        backward * each
+    );
+    let (gate, mut dgate, mut dup) =
+        (random(dev, Dtype::F32, t * d, 3.0), dev.alloc(Dtype::F32, t * d), dev.alloc(Dtype::F32, t * d));
     for act in [Act::Silu, Act::Gelu, Act::GeluTanh] {
         let forward = time(|| dev.glu(&mut y, &gate, &x, act));
         let backward = time(|| dev.glu_bwd(&mut dgate, &mut dup, &x, &gate, &x, act));
-        println!("glu {act:?}: forward {:.3} ns per element, backward {:.3}", forward * each, backward * each);
+        println!(
+            "glu {act:?}: forward {:.3} ns per element, backward {:.3}",
+            forward * each,
+            backward * each
+        );
     }
     let logits = random(dev, Dtype::F32, t * v, 5.0);
     let mut dlogits = dev.alloc(Dtype::F32, t * v);
@@ -179,22 +193,33 @@ fn others(dev: &Cpu) {
     let each = 1e9 / (t * v) as f64;
     let forward = time(|| dev.cross_entropy(&mut nll, &mut lse, &logits, &targets, v));
     let backward = time(|| dev.cross_entropy_bwd(&mut dlogits, &logits, &lse, &targets, v, 0.1));
-    println!("cross entropy t={t} v={v}: forward {:.3} ns per logit, backward {:.3}", forward * each, backward * each);
+    println!(
+        "cross entropy t={t} v={v}: forward {:.3} ns per logit, backward {:.3}",
+        forward * each,
+        backward * each
+    );
     let len = 8 << 20;
     let buf = || dev.alloc(Dtype::F32, len);
     let (mut w, mut m, mut v, g) = (buf(), buf(), buf(), random(dev, Dtype::F32, len, 1.0));
-    let c = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0, step: 5 };
+    let c =
+        AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0, step: 5 };
     let step = time(|| dev.adamw(&mut w, &mut m, &mut v, &g, 0, len, c));
     let squares = time(|| {
         black_box(dev.sum_squares(&g, 0, len));
     });
     let each = 1e9 / len as f64;
-    println!("adamw {:.3} ns per element ({:.1} GB/s), sum of squares {:.3}", step * each, 28.0 / (step * each), squares * each);
+    println!(
+        "adamw {:.3} ns per element ({:.1} GB/s), sum of squares {:.3}",
+        step * each,
+        28.0 / (step * each),
+        squares * each
+    );
 }
 
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let isa = args.first().map_or_else(Isa::detect, |name| Isa::named(name).unwrap_or_else(|e| panic!("{e}")));
+    let isa =
+        args.first().map_or_else(Isa::detect, |name| Isa::named(name).unwrap_or_else(|e| panic!("{e}")));
     let threads = args.get(1).map(|n| n.parse().expect("threads is a number"));
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
     let dev = &Cpu::with(isa, threads);

@@ -46,9 +46,7 @@ fn the_number_of_threads_leaves_no_trace() {
 #[test]
 fn a_repeated_call_gives_the_same_bits() {
     let cpu = Cpu::new(None);
-    each_case(|case| {
-        if case.run_bits(&cpu) == case.run_bits(&cpu) { Ok(()) } else { Err(case.name()) }
-    });
+    each_case(|case| if case.run_bits(&cpu) == case.run_bits(&cpu) { Ok(()) } else { Err(case.name()) });
 }
 
 #[test]
@@ -68,7 +66,5 @@ fn fused_tiers_agree_bit_for_bit() {
         return;
     };
     let (avx2, avx512) = (Cpu::with(avx2, 2), Cpu::with(avx512, 2));
-    each_case(|case| {
-        if case.run_bits(&avx2) == case.run_bits(&avx512) { Ok(()) } else { Err(case.name()) }
-    });
+    each_case(|case| if case.run_bits(&avx2) == case.run_bits(&avx512) { Ok(()) } else { Err(case.name()) });
 }

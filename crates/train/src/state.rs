@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use zamba::checkpoint::safetensors;
-use zamba::checkpoint::save::generation_config;
+use zamba::checkpoint::save::{SaveOptions, generation_config, stored};
 use zamba::checkpoint::write::{WriteEntry, write_safetensors};
 use zamba::config::{FileDtype, ZambaConfig};
 use zamba::init::init_tensor;
@@ -116,7 +116,7 @@ impl RunState {
             guard: self.guard.clone(),
             trajectory: context.trajectory.clone(),
         };
-        let specs: Arc<[TensorSpec]> = tensors(context.config).into();
+        let specs = tensors(context.config);
         let host = |buf: &Buf| {
             let mut values = vec![0.0; buf.len()];
             dev.download(&mut values, buf, 0);
@@ -124,16 +124,19 @@ impl RunState {
         };
         let weights = host(&self.weights);
         let published = context.config.dtype;
+        let model = model_parts(context.config, &specs);
+        // The model's file doubles as master weights where it holds them once and exactly.
+        let is_master = published == FileDtype::F32 && model.len() == specs.len();
         let mut files = vec![
             FileJob::bytes("config.json", context.config.to_json().into_bytes()),
             FileJob::bytes("generation_config.json", generation_config(context.config).into_bytes()),
-            tensor_file(MODEL, published, &specs, &[("", weights.clone())]),
-            tensor_file(OPTIMISER, FileDtype::F32, &specs, &[("m.", host(&self.m)), ("v.", host(&self.v))]),
+            tensor_file(MODEL, model, vec![weights.clone()]),
+            tensor_file(OPTIMISER, parts(&specs, &["m.", "v."]), vec![host(&self.m), host(&self.v)]),
             // The types are plain, with string keys, and always serialise.
             FileJob::bytes(RUN, serde_json::to_vec_pretty(&scalars).expect("plain structs serialise")),
         ];
-        if published != FileDtype::F32 {
-            files.push(tensor_file(WEIGHTS, FileDtype::F32, &specs, &[("", weights)]));
+        if !is_master {
+            files.push(tensor_file(WEIGHTS, parts(&specs, &[""]), vec![weights]));
         }
         files.extend(context.files.iter().map(|(name, bytes)| FileJob::bytes(name.clone(), bytes.clone())));
         Snapshot { head: context.head, files }
@@ -169,44 +172,62 @@ impl RunState {
     }
 }
 
-/// A safetensors file of flat buffers, each cut into the tensors of `specs` under a prefix.
-fn tensor_file(
-    name: &str,
-    dtype: FileDtype,
-    specs: &Arc<[TensorSpec]>,
-    buffers: &[(&str, Arc<Vec<f32>>)],
-) -> FileJob {
-    let entries: Vec<WriteEntry> = buffers
-        .iter()
-        .flat_map(|(prefix, _)| specs.iter().map(move |spec| (prefix, spec)))
-        .map(|(prefix, spec)| {
-            let entry = WriteEntry::of(spec, dtype);
-            WriteEntry { name: format!("{prefix}{}", entry.name), ..entry }
-        })
-        .collect();
-    let values: usize = buffers.iter().map(|(_, values)| values.len()).sum();
-    let header: usize = entries.iter().map(|e| e.name.len() + 128).sum();
-    let buffers: Vec<Arc<Vec<f32>>> = buffers.iter().map(|(_, values)| values.clone()).collect();
-    let (specs, names) = (specs.clone(), entries);
+/// A tensor of a file: what is written, and where its values lie in which buffer.
+struct Part {
+    entry: WriteEntry,
+    buffer: usize,
+    at: usize,
+    len: usize,
+}
+
+/// One flat f32 buffer per prefix, each cut into the tensors of `specs`.
+fn parts(specs: &[TensorSpec], prefixes: &[&str]) -> Vec<Part> {
+    let mut all = vec![];
+    for (buffer, prefix) in prefixes.iter().enumerate() {
+        for (spec, at) in specs.iter().zip(starts(specs)) {
+            let entry = WriteEntry::of(spec, FileDtype::F32);
+            let entry = WriteEntry { name: format!("{prefix}{}", entry.name), ..entry };
+            all.push(Part { entry, buffer, at, len: spec.len() });
+        }
+    }
+    all
+}
+
+/// The published model: the tensors of `specs`, and the copies that other programs need of an untied one.
+fn model_parts(config: &ZambaConfig, specs: &[TensorSpec]) -> Vec<Part> {
+    let places: HashMap<&str, usize> = specs.iter().map(|s| s.name.as_str()).zip(starts(specs)).collect();
+    let options = SaveOptions { dtype: config.dtype, ..SaveOptions::default() };
+    let part = |s: zamba::checkpoint::save::Stored| {
+        let at = places[s.spec.name.as_str()];
+        Part { entry: s.entry, buffer: 0, at, len: s.spec.len() }
+    };
+    stored(config, &options).into_iter().map(part).collect()
+}
+
+/// First element of each tensor in a flat buffer.
+fn starts(specs: &[TensorSpec]) -> impl Iterator<Item = usize> {
+    specs.iter().scan(0, |next, spec| {
+        let at = *next;
+        *next += spec.len();
+        Some(at)
+    })
+}
+
+/// A safetensors file of parts of flat buffers.
+fn tensor_file(name: &str, parts: Vec<Part>, buffers: Vec<Arc<Vec<f32>>>) -> FileJob {
+    let bytes: usize = parts.iter().map(|p| p.len * p.entry.dtype.size() + p.entry.name.len() + 128).sum();
     let write = move |out: &mut dyn Write| -> io::Result<()> {
-        let starts: Vec<usize> = specs
-            .iter()
-            .scan(0, |at, spec| {
-                let start = *at;
-                *at += spec.len();
-                Some(start)
-            })
-            .collect();
-        let written = write_safetensors(out, &names, &mut |i, sink| {
-            let (buffer, spec) = (&buffers[i / specs.len()], i % specs.len());
-            sink.push(&buffer[starts[spec]..][..specs[spec].len()])
+        let entries: Vec<WriteEntry> = parts.iter().map(|p| p.entry.clone()).collect();
+        let written = write_safetensors(out, &entries, &mut |i, sink| {
+            let p = &parts[i];
+            sink.push(&buffers[p.buffer][p.at..][..p.len])
         });
         written.map(drop).map_err(|e| match e {
             zamba::checkpoint::WriteError::Io { source, .. } => source,
             other => io::Error::new(io::ErrorKind::InvalidData, other),
         })
     };
-    FileJob { name: name.into(), bytes: (values * dtype.size() + header) as u64, write: Box::new(write) }
+    FileJob { name: name.into(), bytes: bytes as u64, write: Box::new(write) }
 }
 
 /// Reads an f32 safetensors file into flat buffers; the reverse of [`tensor_file`].

@@ -131,6 +131,27 @@ fn the_last_published_weights_are_the_master_weights_rounded() {
     assert_eq!(dtype, "bfloat16");
 }
 
+/// `transformers` wants the shared block of an untied model under each hybrid layer.
+#[test]
+fn an_untied_model_is_published_with_its_copies_and_resumes() {
+    let recipe = recipe(&[
+        "model.tie_word_embeddings=false",
+        "model.layers_block_type=['hybrid','mamba','hybrid','mamba']",
+    ]);
+    let (whole, cut) = (World::new(), World::new());
+    whole.train(&recipe, false, Stop::Never).unwrap();
+    cut.train(&recipe, false, Stop::AfterStep(13)).unwrap();
+    cut.train(&recipe, true, Stop::Never).unwrap();
+    assert_eq!(cut.state_files(20), whole.state_files(20));
+    let file = whole.fs.read(&ckpt::step_dir(Path::new("/out"), 20).join("model.safetensors")).unwrap();
+    let model = safetensors::SafeTensors::deserialize(&file).unwrap();
+    let block = |layer: usize| {
+        let name = format!("model.layers.{layer}.shared_transf.self_attn.q_proj.weight");
+        model.tensor(&name).unwrap().data().to_vec()
+    };
+    assert_eq!(block(0), block(2));
+}
+
 #[test]
 fn a_run_goes_on_only_as_itself() {
     let world = World::new();

@@ -253,7 +253,7 @@ pub fn resolve(
     }
     let client = Client::new(options)?;
     // With a copy at hand, a hub that does not answer is not worth waiting for.
-    let attempts = if cached.is_some() { 1 } else { client::ATTEMPTS };
+    let attempts = if cached.is_some() { 1 } else { client::QUESTIONS };
     match client.repository(&id, attempts) {
         Ok(repository) => fetch(&client, &cache, &id, &repository, progress),
         Err(HubError::Connection { reason, what }) => match cached {

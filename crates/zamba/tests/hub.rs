@@ -398,7 +398,7 @@ fn statuses_are_told_apart() {
         assert!(!format!("{error} {error:?}").contains("hf_secret"));
     }
     setting.change(|world| world.api_status = None);
-    setting.change(|world| world.failures = 3);
+    setting.change(|world| world.failures = 2);
     setting.resolve().unwrap();
 }
 

@@ -20,11 +20,11 @@ use crate::{interrupt, out};
     Lines may also come from a pipe.\n\nExample:\n  zamba chat -m zamba-7b --temp 0.7"
 )]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Instructions to the model, before the first turn; needs a chat template.
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
@@ -128,7 +128,8 @@ impl Chat<'_> {
         let all = self.sequence(words)?;
         let vocab = self.model.config.vocab_size;
         common::check_tokens(&all, vocab)?;
-        // State cannot be wound back, so a sequence that does not begin with what was fed is fed from its start.
+        // State cannot be wound back, so a sequence that does not begin with what was fed is fed from its
+        // start.
         if !all.starts_with(&self.seen) {
             self.forget();
         }

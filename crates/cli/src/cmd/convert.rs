@@ -10,15 +10,15 @@ use zamba::checkpoint::{Checkpoint, FileDtype, SaveOptions};
 use crate::common::{self, DtypeName, ModelArgs};
 use crate::out;
 
-/// Rewrite a checkpoint: old tensor names become current ones, and type and shard size can be chosen. Values stay
-/// as they are, bit for bit, unless another type cannot hold them.
+/// Rewrite a checkpoint in another type, other shards, or today's names.
+///
+/// Checkpoints with the old tensor names get the current ones. Values stay as they are, bit for bit, unless the
+/// chosen type cannot hold them.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  zamba convert -m zamba-7b --out zamba-7b-bf16 --dtype bf16 --max-shard-size 5GB"
 )]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The folder to make.
     #[arg(short = 'o', long, value_name = "DIR")]
     out: PathBuf,
@@ -34,6 +34,8 @@ pub(crate) struct Args {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
 }
 
 #[derive(Debug, Serialize)]

@@ -17,23 +17,23 @@ use crate::{interrupt, out};
 /// Measure how well a model predicts text, in bits per byte.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; any other file is \
-    one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json"
+    after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; \
+    any other file is one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json"
 )]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// Text to score: a .jsonl or text file, a folder of such files, or the prefix of a token shard.
     #[arg(long, value_name = "FILE|DIR|SHARD")]
     bpb: PathBuf,
     /// Longest sequence; longer documents are scored in parts [default: the longest document, at most 32768].
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     ctx: Option<u64>,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// Longest sequence unless the user asks for more: attention takes time that grows with its square.
@@ -133,8 +133,8 @@ fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> 
     Ok((documents, bytes))
 }
 
-/// A document with BOS in front, also where the tokenizer would not put it there: without it the first token of each
-/// document would go unscored.
+/// A document with BOS in front, also where the tokenizer would not put it there: without it the first token
+/// of each document would go unscored.
 fn document(text: &Text, contents: &str) -> anyhow::Result<Document> {
     let mut tokens = text.encode(contents)?;
     if let Some(bos) = text.tokenizer.bos_id().filter(|&bos| tokens.first() != Some(&bos)) {

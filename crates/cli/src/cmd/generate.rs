@@ -14,13 +14,12 @@ use crate::text::{self, Finish, Generated, Request, SamplingArgs, Text, Timings}
 /// Continue a prompt.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Text goes to stdout as it comes, timings to stderr. Without a tokenizer, token ids are printed.\n\n\
-    Examples:\n  zamba generate -m zamba-7b -p \"Hey\" -n 10 --temp 0\n  zamba generate -m tiny --tokens 1,20,30 --json"
+    after_help = "Text goes to stdout as it comes, timings to stderr. Without a tokenizer, token ids are \
+    printed.\n\nExamples:\n  zamba generate -m zamba-7b -p \"Hey\" -n 10 --temp 0\n  \
+    zamba generate -m tiny --tokens 1,20,30 --json"
 )]
 #[command(group = clap::ArgGroup::new("input").required(true).args(["prompt", "file", "tokens"]))]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
     /// The text to continue.
     #[arg(short = 'p', long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -30,13 +29,15 @@ pub(crate) struct Args {
     /// Token ids to continue, exactly as given.
     #[arg(long, value_name = "1,2,3", value_delimiter = ',')]
     tokens: Option<Vec<u32>>,
+    /// Print one JSON document at the end instead of text as it comes.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
-    /// Print one JSON document at the end instead of text as it comes.
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Debug, Serialize)]

@@ -12,16 +12,17 @@ use crate::out;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  zamba info -m zamba-7b")]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
-    /// Tokens of context that FLOPs per token and bytes per sequence are stated for [default: what the model was meant for].
+    /// Tokens of context that FLOPs per token and bytes per sequence are stated for [default: what the model
+    /// was meant for].
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1 << 32))]
     ctx: Option<u64>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 #[derive(Debug, Serialize)]

@@ -18,14 +18,11 @@ use crate::{interrupt, out};
 /// Score given text: the natural logarithm of the probability of each token.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Prints a JSON line per input line: {\"tokens\":[...],\"logprobs\":[null,...]}, where logprobs[j] is \
-    log p(tokens[j] | tokens[..j]).\n\nExample:\n  zamba score -m zamba-7b --input lines.jsonl --logits logits.safetensors"
+    after_help = "Prints a JSON line per input line: {\"tokens\":[...],\"logprobs\":[null,...]}, where \
+    logprobs[j] is log p(tokens[j] | tokens[..j]).\n\nExample:\n  \
+    zamba score -m zamba-7b --input lines.jsonl --logits logits.safetensors"
 )]
 pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// JSON lines {"tokens":[1,2,3]} or {"text":"..."}; - is standard input.
     #[arg(short = 'i', long, value_name = "FILE.jsonl")]
     input: PathBuf,
@@ -35,6 +32,10 @@ pub(crate) struct Args {
     /// The output is JSON lines in any case.
     #[arg(long = "json")]
     _json: bool,
+    #[command(flatten)]
+    model: ModelArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 /// A line as typed.

@@ -18,9 +18,11 @@ use crate::{interrupt, out};
 /// Train a model from a recipe, through all its phases.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "The folder gets log.jsonl, TensorBoard events, loss.svg and checkpoints; each checkpoint is also a model folder.\n\
+    after_help = "The folder gets log.jsonl, TensorBoard events, loss.svg and checkpoints; each checkpoint is \
+    also a model folder.\n\
     Ctrl-C and SIGTERM save and leave; --resume goes on from the newest checkpoint that verifies.\n\n\
-    Examples:\n  zamba train recipes/tiny.toml --out run\n  zamba train recipes/tiny.toml --out run --set seed=7 --resume"
+    Examples:\n  zamba train recipes/tiny.toml --out run\n  \
+    zamba train recipes/tiny.toml --out run --set seed=7 --resume"
 )]
 pub(crate) struct Args {
     /// The recipe.
@@ -38,11 +40,11 @@ pub(crate) struct Args {
     /// Only say what the run would do and cost.
     #[arg(long)]
     dry_run: bool,
-    #[command(flatten)]
-    device: DeviceArgs,
     /// Print one JSON document at the end.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    device: DeviceArgs,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {

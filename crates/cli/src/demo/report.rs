@@ -71,13 +71,11 @@ fn lead(s: &Summary) -> String {
     format!(
         "<h1>A small Zamba's life</h1>\n<p class=\"lead\">Text of {} was gathered, a tokenizer and a model of {} parameters \
          were trained on it in two phases, and the model was measured on text that it had never seen. All of it took {:.0} \
-         seconds on {} ({}, {} threads).</p>\n",
+         seconds on {}.</p>\n",
         escape(&s.corpus.source),
         count(s.model.parameters),
         s.seconds.total,
-        escape(&s.device),
-        escape(&s.isa),
-        s.threads
+        escape(&s.device)
     )
 }
 
@@ -136,7 +134,7 @@ fn change(before: f64, after: f64) -> String {
 
 fn curves(s: &Summary, records: &[StepRecord]) -> anyhow::Result<String> {
     let mut html = format!(
-        "<h2>Training</h2>\n<figure>{}<figcaption>Loss of each step (faint) with its running mean, and the learning \
+        "<h2>Training</h2>\n<figure><div class=\"scroll\">{}</div><figcaption>Loss of each step (faint) with its running mean, and the learning \
          rate.</figcaption></figure>\n",
         chart::svg(records)?
     );

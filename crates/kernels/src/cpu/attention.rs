@@ -217,7 +217,8 @@ pub(super) fn dots<S: Tier>(scores: &mut [f32], a: Rows, b: Rows, na: usize, nb:
             let done = V::sums(tile).lanes();
             for r in 0..4 {
                 for c in 0..4 {
-                    let at = if S::WIDE { 4 * r + c } else { 8 * (r / 2) + 4 * (c / 2) + 2 * (r % 2) + c % 2 };
+                    let at =
+                        if S::WIDE { 4 * r + c } else { 8 * (r / 2) + 4 * (c / 2) + 2 * (r % 2) + c % 2 };
                     scores[(q + r) * KEYS + k + c] = done[at];
                 }
             }

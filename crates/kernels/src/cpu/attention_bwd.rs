@@ -28,7 +28,10 @@ pub(super) fn attention_bwd(
     assert!(a.slot_rows.is_none(), "gradients of attention need packed keys");
     let q_len = a.t * a.h * a.p;
     assert!(dq.len() == q_len && dy.len() == q_len && y.len() == q_len, "gradients of attention");
-    assert!(dk.len() == a.k.len() && dv.len() == a.k.len() && lse.len() == a.t * a.h, "gradients of attention");
+    assert!(
+        dk.len() == a.k.len() && dv.len() == a.k.len() && lse.len() == a.t * a.h,
+        "gradients of attention"
+    );
     let (dy, y, lse) = (dy.f32(), y.f32(), lse.f32());
     scratch::floats(a.t * a.h, |means| {
         cpu.pool.split(Runs::new(means, QUERIES * a.h), |index, means: &mut [f32]| {

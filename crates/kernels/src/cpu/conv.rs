@@ -305,9 +305,7 @@ impl Backward<'_> {
                     let tap = V::load(&taps[(k - 1 - m) * padded + c..]);
                     dx = tap.fma(V::load(&dsum[(row + m) * padded + c..]), dx);
                 }
-                for (dxz, dx) in dxz[2 * c..].as_chunks_mut::<2>().0.iter_mut().zip(dx.lanes()) {
-                    dxz[0] += dx;
-                }
+                dx.add_to_evens(&mut dxz[(2 * c).min(2 * width)..]);
             }
         }
     }

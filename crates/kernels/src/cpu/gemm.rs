@@ -248,7 +248,12 @@ impl<P: Operands> Product<'_, P> {
     }
 
     #[inline(always)]
-    fn add_tile<S: Tier, const M: usize, const N: usize>(&mut self, tile: &[[V<S>; N]; M], row: usize, n: usize) {
+    fn add_tile<S: Tier, const M: usize, const N: usize>(
+        &mut self,
+        tile: &[[V<S>; N]; M],
+        row: usize,
+        n: usize,
+    ) {
         for r in 0..M.min(self.c.rows - row) {
             let c = &mut self.c.row_mut(row + r)[n..];
             for (j, sum) in tile[r].iter().enumerate() {

@@ -91,8 +91,7 @@ pub(super) fn silu<S: Tier>(x: V<S>) -> V<S> {
 pub(super) fn normal_cdf<S: Tier>(x: V<S>) -> V<S> {
     let (half, one) = (V::splat(0.5), V::splat(1.0));
     let q = x * x;
-    let near =
-        [-7.654_206e-6, 1.134_863_7e-4, -1.186_329_9e-3, 9.973_323e-3, -6.649_036e-2, 3.989_422_8e-1];
+    let near = [-7.654_206e-6, 1.134_863_7e-4, -1.186_329_9e-3, 9.973_323e-3, -6.649_036e-2, 3.989_422_8e-1];
     let middle = polynomial(q, near).fma(x, half);
 
     let z = x.abs() * V::splat(std::f32::consts::FRAC_1_SQRT_2);

@@ -87,7 +87,8 @@ impl Pool {
         let spawn = |index: usize| {
             let shared = Arc::clone(&shared);
             let builder = thread::Builder::new().name(format!("kernels-{}", index + 1));
-            let handle = builder.spawn(move || shared.work(index, spins)).expect("the system refused a thread");
+            let handle =
+                builder.spawn(move || shared.work(index, spins)).expect("the system refused a thread");
             Worker { thread: handle.thread().clone(), handle: Some(handle) }
         };
         let workers = (0..workers).map(spawn).collect();

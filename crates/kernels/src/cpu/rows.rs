@@ -260,15 +260,7 @@ impl Glu<'_> {
 }
 
 /// See [`crate::Device::glu_bwd`].
-pub(super) fn glu_bwd(
-    cpu: &Cpu,
-    dgate: &mut Buf,
-    dup: &mut Buf,
-    dy: &Buf,
-    gate: &Buf,
-    up: &Buf,
-    act: Act,
-) {
+pub(super) fn glu_bwd(cpu: &Cpu, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate: &Buf, up: &Buf, act: Act) {
     let len = dy.len();
     let sizes = [dgate.len(), dup.len(), gate.len(), up.len()];
     assert_eq!(sizes, [len; 4], "arrays of a gated unit");

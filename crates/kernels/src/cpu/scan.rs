@@ -1,7 +1,7 @@
 //! Selective scan: channels in lanes, states in an inner loop, time outside.
 //!
 //! A chunk takes a block of channels through all spans. Its states and decay rates, `[n, channels]`, stay
-//! in L1; softplus, exponentials, skip and gate happen in the same pass over the arrays.
+//! in L1; softplus, exponentials, skip and gate happen in the same pass over the arrays, some tokens ahead.
 
 use super::math::{exp, exp2_decay, silu, softplus};
 use super::split::{Columns, Tile, Tiles};
@@ -11,6 +11,11 @@ use crate::{Buf, SCAN_CHUNK, Scan, Span};
 
 /// Most channels per chunk: states and rates of 16 states each are 8 KiB.
 const CHANNELS: usize = 64;
+/// Tokens that are staged together: 16 KiB. Rows of the arrays are pages apart, where no prefetcher looks;
+/// a loop that does little but load them has many loads in flight, one that scans has those of one token.
+const STAGED: usize = 16;
+/// Vectors that go through the states together, so that the latency of one exponential hides behind others.
+const GROUP: usize = 2;
 
 /// The arrays of a scan as slices.
 #[derive(Clone, Copy)]
@@ -99,9 +104,12 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
     );
     cpu.pool.split(parts, |_, (y, state, saved)| {
         let size = a.n * y.width.next_multiple_of(LANES);
-        scratch::floats(2 * size, |memory| {
-            let (rates, s) = memory.split_at_mut(size);
-            cpu.isa.run(Forward { y, state, saved, rates, s, arrays });
+        scratch::floats(2 * size + 4 * STAGED * CHANNELS, |memory| {
+            let (rates, rest) = memory.split_at_mut(size);
+            let (s, staged) = rest.split_at_mut(size);
+            let [dt, dtx, skip, gate] = staged.as_chunks_mut().0 else { unreachable!("four arrays") };
+            let stage = Stage { dt, dtx, skip, gate };
+            cpu.isa.run(Forward { y, state, saved, rates, s, stage, arrays });
         });
     });
 }
@@ -113,7 +121,19 @@ struct Forward<'a> {
     /// `[n, padded]` each: decay rates, and the state.
     rates: &'a mut [f32],
     s: &'a mut [f32],
+    stage: Stage<'a>,
     arrays: Arrays<'a>,
+}
+
+/// What a token brings to the scan, in rows of [`CHANNELS`].
+struct Stage<'a> {
+    dt: &'a mut [f32; STAGED * CHANNELS],
+    /// `dt * x`
+    dtx: &'a mut [f32; STAGED * CHANNELS],
+    /// `D * x`
+    skip: &'a mut [f32; STAGED * CHANNELS],
+    /// `silu(z)`
+    gate: &'a mut [f32; STAGED * CHANNELS],
 }
 
 impl Op for Forward<'_> {
@@ -134,13 +154,16 @@ impl Op for Forward<'_> {
                 }
             }
             for i in 0..span.len {
+                if i % STAGED == 0 {
+                    self.stage::<S>(span.start + i, STAGED.min(span.len - i), first);
+                }
                 if let (Some(saved), true) = (&mut self.saved, i % SCAN_CHUNK == 0) {
                     for j in 0..n {
                         saved.row_mut(saved_rows + j).copy_from_slice(&self.s[j * padded..][..width]);
                     }
                     saved_rows += n;
                 }
-                self.token::<S>(span.start + i, first);
+                self.token::<S>(span.start + i, i % STAGED);
             }
             if let Some(state) = &mut self.state {
                 for j in 0..n {
@@ -152,28 +175,70 @@ impl Op for Forward<'_> {
 }
 
 impl Forward<'_> {
+    /// Prepares tokens `t ..+ count`.
     #[inline(always)]
-    fn token<S: Tier>(&mut self, t: usize, first: usize) {
+    fn stage<S: Tier>(&mut self, t: usize, count: usize, first: usize) {
         let (a, width) = (self.arrays, self.y.width);
-        let padded = width.next_multiple_of(LANES);
-        let (b_n, c_n) = a.bc(t, self.y.group);
-        let at = t * a.e + first;
-        let (x, dt, xz) = (&a.x_te[at..][..width], &a.dt_te[at..][..width], &a.xz[2 * at..][..2 * width]);
         let (d, bias) = (&a.d_e[first..][..width], &a.dt_bias_e[first..][..width]);
-        let y = self.y.row_mut(t);
-        for c in (0..width).step_by(LANES) {
-            let x = V::<S>::load_part(&x[c..]);
-            let dt = softplus(V::load_part(&dt[c..]) + V::load_part(&bias[c..]));
-            let dtx = dt * x;
-            let mut out = V::load_part(&d[c..]) * x;
-            let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
-            for ((rate, s), (b, c_j)) in rows.zip(b_n.iter().zip(c_n)) {
-                let decay = exp2_decay(dt * V::load(&rate[c..]));
-                let next = decay.fma(V::load(&s[c..]), dtx * V::splat(*b));
-                next.store(&mut s[c..]);
-                out = next.fma(V::splat(*c_j), out);
+        for i in 0..count {
+            let at = (t + i) * a.e + first;
+            let (x, dt, xz) = (&a.x_te[at..][..width], &a.dt_te[at..][..width], &a.xz[2 * at..][..2 * width]);
+            for c in (0..width).step_by(LANES) {
+                let x = V::<S>::load_part(&x[c..]);
+                let dt = softplus(V::load_part(&dt[c..]) + V::load_part(&bias[c..]));
+                let to = i * CHANNELS + c;
+                dt.store(&mut self.stage.dt[to..]);
+                (dt * x).store(&mut self.stage.dtx[to..]);
+                (V::load_part(&d[c..]) * x).store(&mut self.stage.skip[to..]);
+                silu(V::<S>::odds(&xz[2 * c..])).store(&mut self.stage.gate[to..]);
             }
-            (out * silu(V::odds(&xz[2 * c..]))).store_part(&mut y[c..]);
+        }
+    }
+
+    /// Takes the states past token `t`, the `i`-th that is staged.
+    #[inline(always)]
+    fn token<S: Tier>(&mut self, t: usize, i: usize) {
+        let width = self.y.width;
+        let mut c = 0;
+        while c + GROUP * LANES <= width {
+            self.vectors::<S, GROUP>(t, i, c);
+            c += GROUP * LANES;
+        }
+        while c < width {
+            self.vectors::<S, 1>(t, i, c);
+            c += LANES;
+        }
+    }
+
+    /// As [`token`](Self::token), for `N` vectors of channels from `c`.
+    #[inline(always)]
+    fn vectors<S: Tier, const N: usize>(&mut self, t: usize, i: usize, c: usize) {
+        let padded = self.y.width.next_multiple_of(LANES);
+        let (b_n, c_n) = self.arrays.bc(t, self.y.group);
+        let staged = i * CHANNELS + c..i * CHANNELS + c + N * LANES;
+        let dt = &self.stage.dt[staged.clone()].as_chunks().0[..N];
+        let dtx = &self.stage.dtx[staged.clone()].as_chunks().0[..N];
+        let skip = &self.stage.skip[staged.clone()].as_chunks().0[..N];
+        let gate = &self.stage.gate[staged].as_chunks().0[..N];
+        let mut out = [V::<S>::zero(); N];
+        for j in 0..N {
+            out[j] = V::of(&skip[j]);
+        }
+        let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
+        for ((rate, s), (b, c_n)) in rows.zip(b_n.iter().zip(c_n)) {
+            let rate = &rate[c..][..N * LANES].as_chunks().0[..N];
+            let s = &mut s[c..][..N * LANES].as_chunks_mut().0[..N];
+            let (b, c_n) = (V::splat(*b), V::splat(*c_n));
+            for j in 0..N {
+                let decay = exp2_decay(V::of(&dt[j]) * V::of(&rate[j]));
+                let next = decay.fma(V::of(&s[j]), V::of(&dtx[j]) * b);
+                next.to(&mut s[j]);
+                out[j] = next.fma(c_n, out[j]);
+            }
+        }
+        let y = &mut self.y.row_mut(t)[c..];
+        for j in 0..N {
+            (out[j] * V::of(&gate[j])).store_part(&mut y[j * LANES..]);
         }
     }
 }

@@ -39,7 +39,8 @@ pub(super) fn scan_bwd(
     assert!(g.dxz.len() == 2 * te && g.dp.len() == a.p.len(), "gradients of a scan");
     assert_eq!(saved.len(), a.saved_len(), "saved states of a scan");
     let ranges = [at.a_log..at.a_log + a.e * a.n, at.d..at.d + a.e, at.dt_bias..at.dt_bias + a.e];
-    let [da_log, dd, dbias] = dw_flat.f32_mut().get_disjoint_mut(ranges).expect("gradients of a scan overlap");
+    let [da_log, dd, dbias] =
+        dw_flat.f32_mut().get_disjoint_mut(ranges).expect("gradients of a scan overlap");
     let columns = Columns::grouped(a.e, a.h, BLOCK);
     let (dy, saved) = (dy.f32(), saved.f32());
     scratch::floats(columns.count() * a.t * 2 * a.n, |dbc| {
@@ -105,19 +106,43 @@ struct Memory<'a> {
     states: &'a mut [f32],
     /// `[SCAN_CHUNK, n]` rows.
     decays: &'a mut [f32],
-    /// `[SCAN_CHUNK]` rows each: dt after softplus, output before the gate.
+    /// What a token brings, and in the end what it gets: `[SCAN_CHUNK]` rows each, so that the rows of the
+    /// arrays, which are pages apart, are loaded and stored in loops that do nothing else.
     dt: &'a mut [f32],
-    out: &'a mut [f32],
+    /// The signal, then its gradient.
+    x: &'a mut [f32],
+    /// The derivative of softplus, then the gradient of the raw dt.
+    bend: &'a mut [f32],
+    /// The gradient of the output before the gate.
+    dy: &'a mut [f32],
+    /// The factor of that output in the gradient of the gate, then the gradient.
+    dz: &'a mut [f32],
     /// Sums of dD and of the gradient of the bias: two rows.
     dd: &'a mut [f32],
     dbias: &'a mut [f32],
 }
 
 impl<'a> Memory<'a> {
-    fn sizes(n: usize) -> [usize; 12] {
+    fn sizes(n: usize) -> [usize; 15] {
         let (rows, lanes) = (n * STRIP, n.next_multiple_of(LANES) * LANES);
         let (tokens, chunk) = (SCAN_CHUNK * STRIP, SCAN_CHUNK * n * STRIP);
-        [rows, rows, rows, rows, lanes, lanes, chunk + rows, chunk, tokens, tokens, STRIP, STRIP]
+        [
+            rows,
+            rows,
+            rows,
+            rows,
+            lanes,
+            lanes,
+            chunk + rows,
+            chunk,
+            tokens,
+            tokens,
+            tokens,
+            tokens,
+            tokens,
+            STRIP,
+            STRIP,
+        ]
     }
 
     fn len(n: usize) -> usize {
@@ -125,12 +150,13 @@ impl<'a> Memory<'a> {
     }
 
     fn new(mut memory: &'a mut [f32], n: usize) -> Self {
-        let [rates, g, da_chunk, da, db, dc, states, decays, dt, out, dd, dbias] = Memory::sizes(n).map(|len| {
+        let parts = Memory::sizes(n).map(|len| {
             let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
             memory = rest;
             part
         });
-        Memory { rates, g, da_chunk, da, db, dc, states, decays, dt, out, dd, dbias }
+        let [rates, g, da_chunk, da, db, dc, states, decays, dt, x, bend, dy, dz, dd, dbias] = parts;
+        Memory { rates, g, da_chunk, da, db, dc, states, decays, dt, x, bend, dy, dz, dd, dbias }
     }
 }
 
@@ -224,32 +250,74 @@ impl Backward<'_> {
             let at = (chunk.saved * n + j) * self.arrays.e + strip.first;
             row[..strip.width].copy_from_slice(&self.saved[at..][..strip.width]);
         }
+        self.stage::<S>(strip, chunk);
         for i in 0..chunk.len {
             self.again::<S>(strip, chunk.start + i, i);
         }
         for i in (0..chunk.len).rev() {
             self.back::<S>(strip, chunk.start + i, i);
         }
+        self.deliver::<S>(strip, chunk);
         for (total, part) in self.memory.da.iter_mut().zip(&mut *self.memory.da_chunk) {
             *total += std::mem::take(part);
         }
     }
 
-    /// Computes state, decays, dt and output of token `t`, the chunk's token `i`, as the forward pass did.
+    /// Loads what the tokens of a chunk bring.
+    #[inline(always)]
+    fn stage<S: Tier>(&mut self, strip: Strip, chunk: Chunk) {
+        let (a, m) = (self.arrays, &mut self.memory);
+        let bias = &a.dt_bias_e[strip.first..][..strip.width];
+        for i in 0..chunk.len {
+            let at = (chunk.start + i) * a.e + strip.first;
+            let row = at..at + strip.width;
+            let (x, dt, dy) = (&a.x_te[row.clone()], &a.dt_te[row.clone()], &self.dy[row]);
+            let xz = &a.xz[2 * at..][..2 * strip.width];
+            for c in (0..strip.width).step_by(LANES) {
+                let to = i * STRIP + c;
+                let raw = V::<S>::load_part(&dt[c..]) + V::load_part(&bias[c..]);
+                softplus(raw).store(&mut m.dt[to..]);
+                V::splat(20.0).below(raw, V::splat(1.0), sigmoid(raw)).store(&mut m.bend[to..]);
+                V::<S>::load_part(&x[c..]).store(&mut m.x[to..]);
+                let (z, dy) = (V::odds(&xz[2 * c..]), V::<S>::load_part(&dy[c..]));
+                let gate = sigmoid(z);
+                (dy * (z * gate)).store(&mut m.dy[to..]);
+                (dy * silu_slope(z, gate)).store(&mut m.dz[to..]);
+            }
+        }
+    }
+
+    /// Adds what the tokens of a chunk get.
+    #[inline(always)]
+    fn deliver<S: Tier>(&mut self, strip: Strip, chunk: Chunk) {
+        let (m, columns) = (&self.memory, strip.at..strip.at + strip.width);
+        for i in 0..chunk.len {
+            let t = chunk.start + i;
+            let dx = &mut self.grads.dx.row_mut(t)[columns.clone()];
+            let ddt = &mut self.grads.ddt.row_mut(t)[columns.clone()];
+            let dxz = &mut self.grads.dxz.row_mut(t)[2 * columns.start..2 * columns.end];
+            for c in (0..strip.width).step_by(LANES) {
+                let from = i * STRIP + c;
+                V::<S>::load(&m.x[from..]).add_to(&mut dx[c..]);
+                V::<S>::load(&m.bend[from..]).add_to(&mut ddt[c..]);
+                V::<S>::load(&m.dz[from..]).add_to_odds(&mut dxz[2 * c..]);
+            }
+        }
+    }
+
+    /// Computes state, decays and output of token `t`, the chunk's token `i`, as the forward pass did.
     #[inline(always)]
     fn again<S: Tier>(&mut self, strip: Strip, t: usize, i: usize) {
         let (a, m) = (self.arrays, &mut self.memory);
         let row = a.n * STRIP;
-        let at = t * a.e + strip.first;
         let (b_n, c_n) = a.bc(t, strip.head);
         let (before, after) = m.states[i * row..][..2 * row].split_at_mut(row);
         let decays = &mut m.decays[i * row..][..row];
         for c in (0..strip.width).step_by(LANES) {
-            let (packed, channel) = (at + c..at + strip.width, strip.first + c..strip.first + strip.width);
-            let x = V::<S>::load_part(&a.x_te[packed.clone()]);
-            let dt = softplus(V::load_part(&a.dt_te[packed]) + V::load_part(&a.dt_bias_e[channel.clone()]));
+            let staged = i * STRIP + c;
+            let (x, dt) = (V::<S>::load(&m.x[staged..]), V::load(&m.dt[staged..]));
             let dtx = dt * x;
-            let mut out = V::load_part(&a.d_e[channel]) * x;
+            let mut out = V::load_part(&a.d_e[strip.first + c..strip.first + strip.width]) * x;
             for j in 0..a.n {
                 let at = j * STRIP + c;
                 let decay = exp2_decay(dt * V::load(&m.rates[at..]));
@@ -258,20 +326,19 @@ impl Backward<'_> {
                 decay.store(&mut decays[at..]);
                 out = next.fma(V::splat(c_n[j]), out);
             }
-            dt.store(&mut m.dt[i * STRIP + c..]);
-            out.store(&mut m.out[i * STRIP + c..]);
+            let dz = &mut m.dz[staged..];
+            (V::load(dz) * out).store(dz);
         }
     }
 
     /// Takes the gradient back through token `t`, the chunk's token `i`.
     #[inline(always)]
     fn back<S: Tier>(&mut self, strip: Strip, t: usize, i: usize) {
-        let a = self.arrays;
+        let n = self.arrays.n;
         for c in (0..strip.width).step_by(LANES) {
             self.back_vector::<S>(strip, t, i, c);
         }
-        let dbc = &mut self.grads.dbc[t * 2 * a.n..][..2 * a.n];
-        let (db, dc) = dbc.split_at_mut(a.n);
+        let (db, dc) = self.grads.dbc[t * 2 * n..][..2 * n].split_at_mut(n);
         add_lanes::<S>(db, self.memory.db);
         add_lanes::<S>(dc, self.memory.dc);
     }
@@ -280,48 +347,38 @@ impl Backward<'_> {
     #[inline(always)]
     fn back_vector<S: Tier>(&mut self, strip: Strip, t: usize, i: usize, c: usize) {
         let (a, m) = (self.arrays, &mut self.memory);
-        let (row, at, end) = (a.n * STRIP, t * a.e + strip.first, strip.width);
-        let (packed, channel) = (at + c..at + end, strip.first + c..strip.first + end);
+        let row = a.n * STRIP;
         let (b_n, c_n) = a.bc(t, strip.head);
-        let x = V::<S>::load_part(&a.x_te[packed.clone()]);
-        let d = V::load_part(&a.d_e[channel.clone()]);
-        let raw = V::load_part(&a.dt_te[packed.clone()]) + V::load_part(&a.dt_bias_e[channel]);
-        let dt = V::load(&m.dt[i * STRIP + c..]);
-        let z = V::odds(&a.xz[2 * (at + c)..2 * (at + end)]);
-        let gate = sigmoid(z);
-        let dy_gated = V::load_part(&self.dy[packed]);
-        let dy = dy_gated * (z * gate);
-        let dtx = dt * x;
+        let staged = i * STRIP + c;
+        let (x, dt) = (V::<S>::load(&m.x[staged..]), V::load(&m.dt[staged..]));
+        let (dy, dtx) = (V::load(&m.dy[staged..]), dt * x);
+        let (before, after) = (&m.states[i * row..][..row], &m.states[(i + 1) * row..][..row]);
+        let decays = &m.decays[i * row..][..row];
         let (mut through_b, mut through_a) = (V::zero(), V::zero());
         for j in 0..a.n {
             let at = j * STRIP + c;
-            let decay = V::load(&m.decays[i * row + at..]);
-            let (before, after) = (V::load(&m.states[i * row + at..]), V::load(&m.states[(i + 1) * row + at..]));
+            let (before, decay) = (V::load(&before[at..]), V::load(&decays[at..]));
             let g = dy.fma(V::splat(c_n[j]), V::load(&m.g[at..]));
             let (db, dc) = (&mut m.db[j * LANES..], &mut m.dc[j * LANES..]);
             let (db_old, dc_old) = if c == 0 { (V::zero(), V::zero()) } else { (V::load(db), V::load(dc)) };
             g.fma(dtx, db_old).store(db);
-            dy.fma(after, dc_old).store(dc);
+            dy.fma(V::load(&after[at..]), dc_old).store(dc);
             through_b = g.fma(V::splat(b_n[j]), through_b);
-            let pull = g * (decay * before);
+            let g_decayed = g * decay;
+            let pull = g_decayed * before;
             through_a = pull.fma(V::load(&m.rates[at..]), through_a);
             let da = &mut m.da_chunk[at..];
             pull.fma(dt, V::load(da)).store(da);
-            (g * decay).store(&mut m.g[at..]);
+            g_decayed.store(&mut m.g[at..]);
         }
+        // The rates are A in base 2.
         let ddt = x.fma(through_b, through_a * V::splat(std::f32::consts::LN_2));
-        // The derivative of softplus.
-        let draw = ddt * V::splat(20.0).below(raw, V::splat(1.0), sigmoid(raw));
+        let draw = ddt * V::load(&m.bend[staged..]);
+        let d = V::load_part(&a.d_e[strip.first + c..strip.first + strip.width]);
         (x * dy).add_to(&mut m.dd[c..]);
         draw.add_to(&mut m.dbias[c..]);
-        let (from, to) = (strip.at + c, strip.at + end);
-        dt.fma(through_b, d * dy).add_to(&mut self.grads.dx.row_mut(t)[from..to]);
-        draw.add_to(&mut self.grads.ddt.row_mut(t)[from..to]);
-        let dz = dy_gated * V::load(&m.out[i * STRIP + c..]) * silu_slope(z, gate);
-        let dxz = &mut self.grads.dxz.row_mut(t)[2 * from..2 * to];
-        for (dxz, dz) in dxz.as_chunks_mut::<2>().0.iter_mut().zip(dz.lanes()) {
-            dxz[1] += dz;
-        }
+        draw.store(&mut m.bend[staged..]);
+        dt.fma(through_b, d * dy).store(&mut m.x[staged..]);
     }
 }
 

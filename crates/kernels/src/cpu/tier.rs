@@ -43,6 +43,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn evens(x: &[f32; 2 * LANES]) -> Self::V;
     /// Elements 1, 3, 5 …
     fn odds(x: &[f32; 2 * LANES]) -> Self::V;
+    /// Writes elements 0, 2, 4 … and 1, 3, 5 …
+    fn interleave(evens: Self::V, odds: Self::V, y: &mut [f32; 2 * LANES]);
     fn add(a: Self::V, b: Self::V) -> Self::V;
     fn sub(a: Self::V, b: Self::V) -> Self::V;
     fn mul(a: Self::V, b: Self::V) -> Self::V;
@@ -111,6 +113,12 @@ impl Tier for Scalar {
     #[inline(always)]
     fn odds(x: &[f32; 2 * LANES]) -> Array {
         Array::each(|l| x[2 * l + 1])
+    }
+    #[inline(always)]
+    fn interleave(evens: Array, odds: Array, y: &mut [f32; 2 * LANES]) {
+        for l in 0..LANES {
+            (y[2 * l], y[2 * l + 1]) = (evens.0[l], odds.0[l]);
+        }
     }
     #[inline(always)]
     fn add(a: Array, b: Array) -> Array {
@@ -260,6 +268,32 @@ impl<S: Tier> V<S> {
         match x.first_chunk() {
             Some(x) => V(S::odds(x)),
             None => V(S::odds(&padded(x))),
+        }
+    }
+
+    /// Adds lanes to every other element of `y` from the first, as many as it has.
+    #[inline(always)]
+    pub(super) fn add_to_evens(self, y: &mut [f32]) {
+        match y.first_chunk_mut() {
+            Some(y) => S::interleave(S::add(S::evens(y), self.0), S::odds(y), y),
+            None => {
+                for (y, lane) in y.chunks_mut(2).zip(self.lanes()) {
+                    y[0] += lane;
+                }
+            }
+        }
+    }
+
+    /// Adds lanes to every other element of `y` from the second, as many as it has.
+    #[inline(always)]
+    pub(super) fn add_to_odds(self, y: &mut [f32]) {
+        match y.first_chunk_mut() {
+            Some(y) => S::interleave(S::evens(y), S::add(S::odds(y), self.0), y),
+            None => {
+                for (y, lane) in y.chunks_exact_mut(2).zip(self.lanes()) {
+                    y[1] += lane;
+                }
+            }
         }
     }
 
@@ -450,7 +484,13 @@ mod tests {
             let both: Vec<f32> = self.0[..2].concat();
             let small: [bf16; LANES] = self.0[3].map(bf16::from_f32);
             let k = V::splat(MAGIC) + V::of(&std::array::from_fn(|l| l as f32 * 18.0 - 149.0));
+            let mut mixed: [f32; 2 * LANES] = std::array::from_fn(|l| both[l] * 0.5);
+            b.add_to_odds(&mut mixed);
+            c.add_to_evens(&mut mixed);
+            c.add_to_odds(&mut mixed[..6]);
             let results = [
+                V::load(&mixed),
+                V::load(&mixed[LANES..]),
                 a + b,
                 a - b,
                 a * b,
@@ -494,7 +534,7 @@ mod tests {
                 assert_eq!(got, want, "operation {j} on {isa}");
             }
         }
-        assert_eq!(want[16][1..], want[17][1..], "joint and single sums");
+        assert_eq!(want[18][1..], want[19][1..], "joint and single sums");
     }
 
     #[test]
@@ -505,7 +545,8 @@ mod tests {
             #[inline(always)]
             fn eval<S: Tier>(self) -> [f32; 4] {
                 let (x, nan) = (V::<S>::splat(3.0), V::splat(f32::NAN));
-                [nan.larger(x), nan.smaller(x), nan.below(x, nan, x), x.below(nan, nan, x)].map(|v| v.lanes()[0])
+                [nan.larger(x), nan.smaller(x), nan.below(x, nan, x), x.below(nan, nan, x)]
+                    .map(|v| v.lanes()[0])
             }
         }
         for isa in Isa::available() {

@@ -74,6 +74,24 @@ impl Tier for Avx2 {
         every_other::<0xdd>(x)
     }
     #[inline(always)]
+    fn interleave(evens: Pair, odds: Pair, y: &mut [f32; 2 * LANES]) {
+        /// Writes eight of each.
+        #[inline(always)]
+        unsafe fn half(evens: __m256, odds: __m256, y: *mut f32) {
+            // SAFETY: see the module text; the caller has room for 16 floats.
+            unsafe {
+                let (low, high) = (_mm256_unpacklo_ps(evens, odds), _mm256_unpackhi_ps(evens, odds));
+                _mm256_storeu_ps(y, _mm256_permute2f128_ps::<0x20>(low, high));
+                _mm256_storeu_ps(y.add(8), _mm256_permute2f128_ps::<0x31>(low, high));
+            }
+        }
+        // SAFETY: see the module text; 16 floats each at 0 and 16 are the array.
+        unsafe {
+            half(evens.0, odds.0, y.as_mut_ptr());
+            half(evens.1, odds.1, y.as_mut_ptr().add(16));
+        }
+    }
+    #[inline(always)]
     fn add(a: Pair, b: Pair) -> Pair {
         halves!(_mm256_add_ps, a, b)
     }
@@ -225,6 +243,18 @@ impl Tier for Avx512 {
     fn odds(x: &[f32; 2 * LANES]) -> __m512 {
         const INDEX: [i32; 16] = [1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31];
         permuted(x, INDEX)
+    }
+    #[inline(always)]
+    fn interleave(evens: __m512, odds: __m512, y: &mut [f32; 2 * LANES]) {
+        const LOW: [i32; 16] = [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23];
+        const HIGH: [i32; 16] = [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31];
+        // SAFETY: see the module text; the writes of 16 floats at 0 and 16 are the array, and the two types
+        // of the indices are 64 bytes of integers.
+        unsafe {
+            let (low, high) = (transmute::<[i32; 16], __m512i>(LOW), transmute::<[i32; 16], __m512i>(HIGH));
+            _mm512_storeu_ps(y.as_mut_ptr(), _mm512_permutex2var_ps(evens, low, odds));
+            _mm512_storeu_ps(y.as_mut_ptr().add(LANES), _mm512_permutex2var_ps(evens, high, odds));
+        }
     }
     #[inline(always)]
     fn add(a: __m512, b: __m512) -> __m512 {

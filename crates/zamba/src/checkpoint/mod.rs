@@ -5,7 +5,7 @@
 //! hostile file costs a second and little memory. Weights are read by position into private memory
 //! and never mapped: a file that is cut short while it is used gives an error, not a signal.
 //!
-//! [`write`] and [`save`] are the way back: [`write::write_safetensors`] streams tensors of any size,
+//! [`mod@write`] and [`save`] are the way back: [`write::write_safetensors`] streams tensors of any size,
 //! [`save_folder`] publishes a whole model folder or nothing.
 
 mod convert;

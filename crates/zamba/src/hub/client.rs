@@ -18,8 +18,10 @@ use crate::checkpoint::manifest::hex;
 
 /// A connection that gives nothing for this long is given up, and tried again.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Repetitions without any progress before giving up.
-pub(super) const ATTEMPTS: u32 = 5;
+/// Attempts to fetch a file, without any progress between them, before giving up.
+const ATTEMPTS: u32 = 5;
+/// Attempts to ask the hub something.
+pub(super) const QUESTIONS: u32 = 3;
 const REDIRECTS: usize = 5;
 /// Longest answer about a repository. One with ten thousand files stays below it.
 const ANSWER_LIMIT: u64 = 16 << 20;
@@ -125,7 +127,7 @@ impl<'a> Client<'a> {
         let address = format!("{}/{}/resolve/{commit}/{name}", self.options.endpoint, id.name());
         let what = format!("{name} of {}", id.name());
         let wrong = |reason: &str| HubError::Protocol { what: what.clone(), reason: reason.to_owned() };
-        let headers = self.persist(&what, ATTEMPTS, &mut || {
+        let headers = self.persist(&what, QUESTIONS, &mut || {
             let (response, first) = self.follow("HEAD", &address, &what, None)?;
             let mut headers = response.headers().clone();
             // Files in large storage are described by the hub, before it refers to the storage.
