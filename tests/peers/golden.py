@@ -145,9 +145,9 @@ def golden_of(model, name, scale):
 
 
 def write_golden(tensors, folder):
-    """`golden.safetensors` with the versions that made it."""
-    made_by = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
-    save_file(tensors, os.path.join(folder, "golden.safetensors"), metadata=made_by)
+    """`golden.safetensors` with the versions that made it, as one entry: several come in any order."""
+    made_by = f"transformers {transformers.__version__}, torch {torch.__version__.split('+')[0]}"
+    save_file(tensors, os.path.join(folder, "golden.safetensors"), metadata={"made_by": made_by})
 
 
 def write_model(name, out, scale):

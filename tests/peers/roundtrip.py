@@ -138,7 +138,7 @@ def init(binary, configs, scratch):
             if kinds != {stored}:
                 fail(f"{config}: init --dtype {dtype} stores {kinds}")
             worst = compare_scores(binary, folder, tolerance, scratch)
-            print(f"init {config} {dtype}: loads without a warning, logits within {worst:.1e} of their range", flush=True)
+            print(f"init {config} {dtype}: no warning, logits within {worst:.1e} of their range", flush=True)
 
 
 def copies(binary, folders, scratch):

@@ -20,8 +20,8 @@ VISIBLE = 5e-3
 # the committed files are held to 1e-5 of the logit range, ten times closer than the promise of 1e-4.
 VISIBLE_GELU = 3e-5
 # Largest relative change of any gradient, and of the loss of any training step, that weight noise of half a unit
-# in the last place may cause: a tenth of what zamba is allowed.
-NOISE = 1e-5
+# in the last place may cause: a fifth of what zamba is allowed.
+NOISE = 2e-5
 # Noisy copies of a model that are tried.
 COPIES = 2
 

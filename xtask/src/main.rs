@@ -31,7 +31,7 @@ enum Command {
         #[arg(long)]
         python: Option<PathBuf>,
         /// Factor on the sizes of the models that are computed afresh
-        #[arg(long, default_value_t = 3)]
+        #[arg(long, default_value_t = 2)]
         scale: u32,
     },
     /// Compute the golden files again and compare them with the committed ones

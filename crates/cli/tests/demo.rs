@@ -13,7 +13,8 @@ use serde_json::Value;
 fn write_texts(bench: &Bench) {
     let dir = bench.path("texts");
     std::fs::create_dir(&dir).unwrap();
-    let words = ["buffer", "length", "index", "parser", "token", "error", "stream", "header", "value", "offset"];
+    let words =
+        ["buffer", "length", "index", "parser", "token", "error", "stream", "header", "value", "offset"];
     let word = |i: usize| words[(i * 7 + i / 10) % words.len()];
     for package in 0..24 {
         let src = dir.join(format!("crate{package}/src"));
@@ -84,14 +85,17 @@ fn a_life_in_six_steps() {
     assert_eq!((&mark["finished"], numbers(&mark["summary"])), (&Value::Bool(true), numbers(&summary)));
     check_report(&std::fs::read_to_string(bench.path("out/report.html")).unwrap(), &summary);
     for model in ["out/phase1", "out/phase2"] {
-        let args = ["generate", "-m", model, "-p", "pub fn", "-n", "4", "--temp", "0", "--ignore-eos", "--json"];
+        let args =
+            ["generate", "-m", model, "-p", "pub fn", "-n", "4", "--temp", "0", "--ignore-eos", "--json"];
         assert_eq!(ids(&bench.run(args).json()["tokens"]).len(), 4);
     }
-    let exported = |phase: &str| std::fs::read(bench.path("out").join(phase).join("model.safetensors")).unwrap();
+    let exported =
+        |phase: &str| std::fs::read(bench.path("out").join(phase).join("model.safetensors")).unwrap();
     assert_ne!(exported("phase1"), exported("phase2"));
 
     // The same again, over the old one, on another number of threads.
-    let again = ["demo", "--text", "texts", "--out", "out", "--steps", "6", "--seed", "3", "--json", "-t", "1"];
+    let again =
+        ["demo", "--text", "texts", "--out", "out", "--steps", "6", "--seed", "3", "--json", "-t", "1"];
     let again = bench.run(again);
     assert!(again.err.contains("replacing the demo in out"), "{}", again.err);
     assert_eq!(numbers(&again.json()), numbers(&summary));
@@ -100,7 +104,15 @@ fn a_life_in_six_steps() {
 #[track_caller]
 fn check_report(html: &str, summary: &Value) {
     assert!(html.starts_with("<!doctype html>") && html.ends_with("</html>\n"));
-    for word in ["<svg", "prefers-color-scheme", "viewport", "unigram", "gzip -9", "What annealing did", "exact duplicates"] {
+    for word in [
+        "<svg",
+        "prefers-color-scheme",
+        "viewport",
+        "unigram",
+        "gzip -9",
+        "What annealing did",
+        "exact duplicates",
+    ] {
         assert!(html.contains(word), "no {word}");
     }
     for outside in ["http://", "https://", "src=", "@import", "url("] {

@@ -36,41 +36,6 @@ fn random(dev: &dyn Device, dtype: Dtype, len: usize, scale: f32) -> Buf {
     buf
 }
 
-/// Multiply-adds on registers alone, on every thread: the most that f32 kernels could reach.
-fn peak(threads: usize) -> f64 {
-    #[inline(always)]
-    fn body(rounds: usize) -> f32 {
-        let mut sums = [[0.5f32; 16]; 12];
-        let (a, b) = (black_box(0.999f32), black_box(1e-3f32));
-        for _ in 0..rounds {
-            for sum in &mut sums {
-                for lane in sum {
-                    *lane = lane.mul_add(a, b);
-                }
-            }
-        }
-        sums.iter().flatten().sum()
-    }
-    #[cfg(target_arch = "x86_64")]
-    fn run(rounds: usize) -> Option<f32> {
-        // The loop is compiled for the features below only where the whole program is.
-        cfg!(all(target_feature = "fma", target_feature = "avx2")).then(|| body(rounds))
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    fn run(rounds: usize) -> Option<f32> {
-        Some(body(rounds))
-    }
-    const ROUNDS: usize = 2_000_000;
-    let each = || {
-        let start = Instant::now();
-        black_box(run(black_box(ROUNDS))).map(|_| (ROUNDS * 12 * 32) as f64 / start.elapsed().as_secs_f64())
-    };
-    std::thread::scope(|s| {
-        let workers: Vec<_> = (0..threads).map(|_| s.spawn(each)).collect();
-        workers.into_iter().filter_map(|w| w.join().ok().flatten()).sum()
-    })
-}
-
 fn linear(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize, backward: bool) {
     let x = random(dev, Dtype::F32, t * i, 1.0);
     let w = Mat::new(o, i, random(dev, dtype, o * i, 0.1));
@@ -224,10 +189,9 @@ fn main() {
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
-    match peak(threads) {
-        0.0 => println!("peak: build with RUSTFLAGS=-Ctarget-cpu=native to measure it"),
-        peak => println!("peak: {:.1} GFLOP/s", peak / 1e9),
-    }
+    let mut flops = 0;
+    let seconds = time(|| flops = dev.multiply_adds(20_000));
+    println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
     for dtype in [Dtype::F32, Dtype::Bf16] {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);

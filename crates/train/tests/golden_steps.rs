@@ -36,14 +36,20 @@ const SEED: u64 = 5;
 /// Folder of each run on its disk in memory.
 const HOME: &str = "/run";
 
+/// Folders of models with training steps.
 fn models() -> Vec<PathBuf> {
     let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../zamba/tests/golden");
     let folder = std::env::var_os("ZAMBA_GOLDENS").map_or(own, PathBuf::from);
     let mut all: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().path()).collect();
-    all.retain(|dir| dir.join("golden.safetensors").exists());
+    all.retain(|dir| fs::read(dir.join("golden.safetensors")).is_ok_and(|file| has_steps(&file)));
     all.sort();
-    assert!(!all.is_empty(), "{} holds no golden files", folder.display());
+    // Larger models with ReLU have none, because rounding decides on which side of its kink a token lies.
+    assert!(all.len() >= 12, "{} holds training steps of {} models only", folder.display(), all.len());
     all
+}
+
+fn has_steps(golden: &[u8]) -> bool {
+    SafeTensors::deserialize(golden).unwrap().tensor("steps.loss").is_ok()
 }
 
 fn devices() -> Vec<Arc<dyn Device>> {

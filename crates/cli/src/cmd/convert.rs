@@ -1,5 +1,6 @@
 //! `zamba convert`: a checkpoint in another type, other shards, or the current layout of tensors.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ pub(crate) struct Args {
     /// The folder to make.
     #[arg(short = 'o', long, value_name = "DIR")]
     out: PathBuf,
-    /// How to store the weights [default: as they are, or the widest of several types].
+    /// How to store the weights [default: each as it is].
     #[arg(long, value_name = "TYPE")]
     dtype: Option<DtypeName>,
     /// Most bytes of weights in a file, such as 500MB or 5GB (or GiB).
@@ -63,11 +64,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
     let config = &checkpoint.config;
-    let dtype = args.dtype.map_or_else(|| widest(&checkpoint), FileDtype::from);
+    let dtype = args.dtype.map_or(config.dtype, FileDtype::from);
+    let exceptions = if args.dtype.is_some() { HashMap::new() } else { checkpoint.exceptions() };
     let files = companions(&folder)?;
     let copied = files.iter().map(|(name, _)| name.clone()).collect();
     let options = SaveOptions {
         dtype,
+        exceptions,
         max_shard_bytes: args.max_shard_size,
         files,
         replace: args.force,
@@ -92,14 +95,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (size, name) = (out::bytes(bytes), args.out.display());
     out::line(&format!("{name}: {} parameters in {dtype}, {size}", out::count(parameters)))
-}
-
-/// A type that holds every tensor of the checkpoint exactly.
-fn widest(checkpoint: &Checkpoint) -> FileDtype {
-    let mut types = checkpoint.specs().iter().map(|spec| checkpoint.dtype(&spec.name));
-    let first = types.next().unwrap_or(checkpoint.config.dtype);
-    // Neither of the two half types holds the other.
-    if types.all(|other| other == first) { first } else { FileDtype::F32 }
 }
 
 fn companions(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {

@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn the_picture_has_both_phases_and_no_colour_of_its_own_for_text() {
-        let mut records: Vec<_> = (1..=5000).map(|s| record(s, "pretrain", 8.0 / (s as f64).sqrt())).collect();
+        let mut records: Vec<_> =
+            (1..=5000).map(|s| record(s, "pretrain", 8.0 / (s as f64).sqrt())).collect();
         records.extend((5001..=5100).map(|s| record(s, "anneal", 0.1)));
         records[9].loss = f64::NAN;
         let svg = svg(&records).unwrap();

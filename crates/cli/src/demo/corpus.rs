@@ -107,7 +107,10 @@ pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, bytes: u64, seed: u64) ->
         ));
     }
     let split = gather::split(gathered.documents, HELD_OUT, seed)?;
-    let (groups, what) = (split.summary.groups.len(), if split.summary.by_family { "families of crates" } else { "documents" });
+    let (groups, what) = (
+        split.summary.groups.len(),
+        if split.summary.by_family { "families of crates" } else { "documents" },
+    );
     out::note(&format!("   {groups} {what} held out"));
     Ok(Texts { source, train: split.train, held_out: split.held_out, report, split: split.summary })
 }
@@ -228,7 +231,8 @@ pub(super) fn tokenise(folder: &Folder, texts: Texts) -> anyhow::Result<Corpus> 
     // Longer sequences than those of training work as well; no position is encoded.
     bpe.save(&**fs, &folder.tokenizer(), super::plan::CONTEXT)?;
     let tokenizer = TokenizerCounts { vocabulary: bpe.vocab_size(), trained_on_bytes };
-    fs.create_dirs(&folder.shard("")).with_context(|| format!("cannot make {}", folder.shard("").display()))?;
+    fs.create_dirs(&folder.shard(""))
+        .with_context(|| format!("cannot make {}", folder.shard("").display()))?;
 
     let mut shards = Vec::new();
     let mut train = Vec::new();
@@ -255,8 +259,13 @@ pub(super) fn tokenise(folder: &Folder, texts: Texts) -> anyhow::Result<Corpus> 
 
 /// Whole documents of about `bytes` bytes in all, spread evenly over those given; ones of more than a `share`-th of that
 /// are passed over, so that none outweighs the others.
-fn evenly<'a>(documents: impl Iterator<Item = &'a Document>, bytes: usize, share: usize) -> Vec<&'a Document> {
-    let eligible: Vec<&Document> = documents.filter(|document| document.text.len() <= bytes / share).collect();
+fn evenly<'a>(
+    documents: impl Iterator<Item = &'a Document>,
+    bytes: usize,
+    share: usize,
+) -> Vec<&'a Document> {
+    let eligible: Vec<&Document> =
+        documents.filter(|document| document.text.len() <= bytes / share).collect();
     let total: usize = eligible.iter().map(|document| document.text.len()).sum();
     if total <= bytes {
         return eligible;
@@ -325,7 +334,11 @@ mod tests {
         let bytes: usize = sample.iter().map(|d| d.text.len()).sum();
         assert!((19_000..=20_000).contains(&bytes), "{bytes}");
         let first_half = sample.iter().filter(|d| d.id.as_str() < "0500").count();
-        assert!((sample.len() / 3..=sample.len() * 2 / 3).contains(&first_half), "{first_half} of {}", sample.len());
+        assert!(
+            (sample.len() / 3..=sample.len() * 2 / 3).contains(&first_half),
+            "{first_half} of {}",
+            sample.len()
+        );
         let large: Vec<_> = [document(0, 5_000), document(1, 900)].into();
         assert_eq!(evenly(large.iter(), 20_000, 8).len(), 1, "a document above the share is passed over");
     }

@@ -36,7 +36,9 @@ impl Folder {
         };
         let folder = Folder { fs, root: root.to_owned(), used };
         if used && !folder.is_demo() {
-            bail!("the folder {name} holds something other than a demo and is left alone; choose another --out");
+            bail!(
+                "the folder {name} holds something other than a demo and is left alone; choose another --out"
+            );
         }
         folder.check_space()?;
         Ok(folder)
@@ -57,7 +59,9 @@ impl Folder {
         let free = self.fs.free_space(place).unwrap_or(u64::MAX);
         if free < NEED && !self.used {
             let (free, need, name) = (out::bytes(free), out::bytes(NEED), self.root.display());
-            bail!("the disk of {name} has {free} left and a demo takes up to {need}; make room or choose another --out");
+            bail!(
+                "the disk of {name} has {free} left and a demo takes up to {need}; make room or choose another --out"
+            );
         }
         Ok(())
     }

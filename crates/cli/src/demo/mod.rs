@@ -27,9 +27,11 @@ use summary::{Seconds, Summary};
 
 /// Gather text, train a tokenizer and a model in two phases, evaluate it and let it talk.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "The text is the sources and docs of the crates that cargo has fetched; nothing is downloaded. How \
+#[command(
+    after_help = "The text is the sources and docs of the crates that cargo has fetched; nothing is downloaded. How \
     many steps fit into --minutes is measured first, so it differs between machines; with --steps the results are the same \
-    every time.\n\nExamples:\n  zamba demo\n  zamba demo --minutes 15 --out demo-15\n  zamba demo --text notes --steps 400")]
+    every time.\n\nExamples:\n  zamba demo\n  zamba demo --minutes 15 --out demo-15\n  zamba demo --text notes --steps 400"
+)]
 pub(crate) struct Args {
     /// The folder to fill. A demo that is in it is replaced; anything else is refused.
     #[arg(short = 'o', long, value_name = "DIR", default_value = "demo-out")]

@@ -37,7 +37,9 @@ pub(super) fn steps(
     let fit = (left / step).max(0.0) as u64;
     out::note(&format!("   {:.0} tokens per second here: {} steps fit", tokens / step, out::count(fit)));
     if fit < MIN_STEPS {
-        out::note(&format!("   that is too few to learn anything; doing {MIN_STEPS}, which takes longer than asked"));
+        out::note(&format!(
+            "   that is too few to learn anything; doing {MIN_STEPS}, which takes longer than asked"
+        ));
     }
     Ok(fit.max(MIN_STEPS))
 }

@@ -91,10 +91,16 @@ fn scores(s: &Summary) -> String {
     };
     let head = ["held-out part", "documents", "bytes", "unigram", "gzip -9", "phase 1", "phase 2"];
     html.push_str(&table(&head, s.bits_per_byte.iter().map(row)));
-    let highest = s.bits_per_byte.iter().flat_map(|p| [p.unigram, p.gzip, p.phase1, p.phase2]).fold(0.0, f64::max);
+    let highest =
+        s.bits_per_byte.iter().flat_map(|p| [p.unigram, p.gzip, p.phase1, p.phase2]).fold(0.0, f64::max);
     for p in &s.bits_per_byte {
         let _ = write!(html, "<h3>{}</h3>\n<div class=\"bars\">\n", p.part.title());
-        let bars = [("unigram", "", p.unigram), ("gzip -9", "", p.gzip), ("phase 1", "one", p.phase1), ("phase 2", "two", p.phase2)];
+        let bars = [
+            ("unigram", "", p.unigram),
+            ("gzip -9", "", p.gzip),
+            ("phase 1", "one", p.phase1),
+            ("phase 2", "two", p.phase2),
+        ];
         for (name, class, bits) in bars {
             let width = 100.0 * bits / highest;
             let _ = writeln!(
@@ -180,7 +186,8 @@ fn text(s: &Summary) -> String {
         vec![escape(&rule_words(*rule)), count(n.files), size]
     });
     html.push_str(&table(&["left out", "files", "size"], rows));
-    let rows = c.kept.iter().map(|(kind, n)| vec![kind_words(*kind).to_owned(), count(n.files), bytes(n.bytes)]);
+    let rows =
+        c.kept.iter().map(|(kind, n)| vec![kind_words(*kind).to_owned(), count(n.files), bytes(n.bytes)]);
     html.push_str(&table(&["kept", "documents", "size"], rows));
     let rows = c.shards.iter().map(|shard| {
         let per = shard.bytes as f64 / shard.tokens.max(1) as f64;
@@ -189,7 +196,8 @@ fn text(s: &Summary) -> String {
     });
     let head = ["tokenised", "documents", "bytes", "tokens", "bytes per token"];
     html.push_str(&table(&head, rows));
-    let (groups, what) = (c.split.groups.len(), if c.split.by_family { "families of crates" } else { "single documents" });
+    let (groups, what) =
+        (c.split.groups.len(), if c.split.by_family { "families of crates" } else { "single documents" });
     let _ = writeln!(
         html,
         "<p class=\"note\">{groups} {what} were held out whole ({} of text and {} of documentation prose); a sample of whole \

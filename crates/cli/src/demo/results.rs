@@ -17,16 +17,15 @@ use crate::text::{self, Finish, Request, Text};
 use crate::{interrupt, out};
 
 /// One beginning of code and one of prose.
-const PROMPTS: [&str; 2] = [
-    "/// Returns the number of bytes in the buffer.\npub fn ",
-    "This crate provides a simple way to",
-];
+const PROMPTS: [&str; 2] =
+    ["/// Returns the number of bytes in the buffer.\npub fn ", "This crate provides a simple way to"];
 /// Tokens of a sample.
 const SAMPLE_TOKENS: usize = 96;
 /// Sampling of the samples: llama.cpp's defaults.
 pub(super) const SAMPLING: &str = "temperature 0.8, top-k 40, top-p 0.95, min-p 0.05";
 
-const MODELS_ARE_THERE: &str = "the models are trained and in the folder `run`; run the same command again for the report";
+const MODELS_ARE_THERE: &str =
+    "the models are trained and in the folder `run`; run the same command again for the report";
 
 /// A held-out part under every model, in bits per byte.
 #[derive(Debug, Clone, Serialize)]
@@ -96,7 +95,8 @@ pub(super) fn of_phases(
 
 /// Bits per byte of a held-out part, each document from its beginning.
 fn score(model: &Zamba, part: Part, shard: &Shard) -> anyhow::Result<f64> {
-    let mut progress = Progress::new(&format!("scoring {}", part.title()), shard.tokens(), Unit::Items("tokens"));
+    let mut progress =
+        Progress::new(&format!("scoring {}", part.title()), shard.tokens(), Unit::Items("tokens"));
     let documents = (0..shard.documents()).map(|d| {
         let tokens = shard.doc(d)?;
         // Only the sum of the bytes is known, which is all that is needed.
@@ -118,7 +118,8 @@ fn sample(model: &Zamba, text: &Text, prompt: &str, seed: u64) -> anyhow::Result
     config.ban(&ends);
     let mut sampler = Sampler::new(config)?;
     let mut session = Session::new(model, tokens.len() + SAMPLE_TOKENS);
-    let request = Request { prompt: &tokens, limit: SAMPLE_TOKENS, ends: &ends, stops: &[], text: Some(text) };
+    let request =
+        Request { prompt: &tokens, limit: SAMPLE_TOKENS, ends: &ends, stops: &[], text: Some(text) };
     let generated = text::generate(&mut session, &mut sampler, &request, &mut |_, _| Ok(()))?;
     if generated.finish == Finish::Interrupted {
         interrupt::check(MODELS_ARE_THERE)?;

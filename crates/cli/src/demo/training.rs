@@ -110,7 +110,9 @@ pub(super) fn train(folder: &Folder, recipe: &Recipe, device: Arc<dyn Device>) -
         let (recipe, root) = (folder.recipe(), root.display());
         out::note(&format!("   step {} of {} is saved; go on with", summary.step, summary.steps));
         out::note(&format!("     zamba train {} --out {root} --resume", recipe.display()));
-        return Err(Stop::Interrupted("the run can be resumed, or run the same command again to start over").into());
+        return Err(
+            Stop::Interrupted("the run can be resumed, or run the same command again to start over").into()
+        );
     }
     let mut checkpoints = Vec::new();
     let mut mixtures = Vec::new();

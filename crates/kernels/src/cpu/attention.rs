@@ -101,7 +101,8 @@ pub(super) fn attention(cpu: &Cpu, y: &mut Buf, lse: Option<&mut Buf>, a: Attent
         Tiles::new(y.f32_mut(), a.h * a.p, QUERIES, Columns::grouped(a.h * a.p, a.h, a.p)),
         lse.map(|l| Tiles::new(l.f32_mut(), a.h, QUERIES, Columns::grouped(a.h, a.h, 1))),
     );
-    cpu.pool.split(parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
+    let pairs: usize = a.spans.iter().map(|s| s.len * (s.pos + s.len)).sum();
+    cpu.split(2 * pairs * a.h * a.p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
         scratch::floats(QUERIES * KEYS, |scores| {
             cpu.isa.run(Forward { y, lse, scores, running: [(0.0, 0.0); QUERIES], arrays });
         });

@@ -34,13 +34,14 @@ pub(super) fn attention_bwd(
     );
     let (dy, y, lse) = (dy.f32(), y.f32(), lse.f32());
     scratch::floats(a.t * a.h, |means| {
-        cpu.pool.split(Runs::new(means, QUERIES * a.h), |index, means: &mut [f32]| {
+        cpu.split(a.t * a.h * a.p, Runs::new(means, QUERIES * a.h), |index, means: &mut [f32]| {
             let from = index * QUERIES * a.h * a.p;
             cpu.isa.run(Means { means, dy: &dy[from..], y: &y[from..], p: a.p });
         });
+        let work = a.spans.iter().map(|s| s.len * s.len).sum::<usize>() * 2 * a.h * a.p;
         let inputs = Inputs { dy, lse, means, arrays };
         let columns = Columns::grouped(a.h * a.p, a.h, a.p);
-        cpu.pool.split(Tiles::new(dq.f32_mut(), a.h * a.p, QUERIES, columns), |_, dq: Tile<f32>| {
+        cpu.split(work, Tiles::new(dq.f32_mut(), a.h * a.p, QUERIES, columns), |_, dq: Tile<f32>| {
             scratch::floats(2 * QUERIES * KEYS, |scores| cpu.isa.run(Queries { dq, scores, inputs }));
         });
         let columns = Columns::grouped(a.kv * a.p, a.kv, a.p);
@@ -48,7 +49,7 @@ pub(super) fn attention_bwd(
             Tiles::new(dk.f32_mut(), a.kv * a.p, KEYS, columns),
             Tiles::new(dv.f32_mut(), a.kv * a.p, KEYS, columns),
         );
-        cpu.pool.split(parts, |_, (dk, dv): (Tile<f32>, Tile<f32>)| {
+        cpu.split(work, parts, |_, (dk, dv): (Tile<f32>, Tile<f32>)| {
             scratch::floats(4 * KEYS * KEYS, |scores| cpu.isa.run(KeysValues { dk, dv, scores, inputs }));
         });
     });

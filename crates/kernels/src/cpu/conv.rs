@@ -38,7 +38,7 @@ pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
     let channels = Channels::new(&a);
     let past = window.as_ref().map(|w| w.f32());
     let tiles = Tiles::new(y.f32_mut(), a.e, ROW_BLOCK, Columns::all(a.e, CHANNELS));
-    cpu.pool.split(tiles, |_, y: Tile<f32>| {
+    cpu.split(a.t * a.e * a.k, tiles, |_, y: Tile<f32>| {
         let padded = y.width.next_multiple_of(LANES);
         scratch::floats((y.rows + a.k - 1) * padded, |signal| {
             scratch::floats((a.k + 1) * padded, |taps| {
@@ -203,7 +203,7 @@ pub(super) fn conv_bwd(cpu: &Cpu, dxz: &mut Buf, dw_flat: &mut Buf, at: ConvAt, 
         Tiles::columns(dw, a.e * a.k, columns.scaled(a.k)),
         dbias.map(|d| Tiles::columns(d, a.e, columns)),
     );
-    cpu.pool.split(parts, |_, (dxz, dw, dbias)| {
+    cpu.split(2 * a.t * a.e * a.k, parts, |_, (dxz, dw, dbias)| {
         let padded = (dxz.width / 2).next_multiple_of(LANES);
         let rows = BWD_BLOCK + 2 * (a.k - 1);
         scratch::floats(2 * rows * padded, |memory| {

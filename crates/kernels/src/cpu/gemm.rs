@@ -177,7 +177,7 @@ impl<W: Weight> Operands for Dw<'_, W> {
 
 /// `C += A B` for all tiles of C.
 fn product<P: Operands>(cpu: &Cpu, c: Tiles<f32>, depth: usize, operands: impl Fn(&Tile<f32>) -> P + Sync) {
-    cpu.pool.split(c, |_, c: Tile<f32>| {
+    cpu.split(c.len() * depth, c, |_, c: Tile<f32>| {
         let rows = c.rows.next_multiple_of(WIDE_TILE.0);
         scratch::floats(rows * DEPTH, |a_panel| {
             scratch::floats(WIDE_TILE.1 * DEPTH * LANES, |b_panel| {

@@ -83,23 +83,27 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
     let (tokens, rows) = blocks(cpu, a);
     let columns = Columns::grouped(a.groups * a.o, a.groups, rows);
     let passes = passes(a.t, a.i);
-    cpu.pool.split(Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
-        let first = y.group * a.o + y.start;
-        let at = y.row * input.stride + input.at + y.group * input.group;
-        let sums = if passes == 1 { 0 } else { y.rows * y.width * LANES };
-        scratch::floats(sums, |sums| {
-            cpu.isa.run(Forward {
-                sums: sums.as_chunks_mut().0,
-                bias: bias.map(|b| &b[first..]),
-                w: &w[first * a.i..],
-                x: &input.x[at.min(input.x.len())..],
-                x_stride: input.stride,
-                i: a.i,
-                passes,
-                y,
+    cpu.split(
+        a.t * a.groups * a.o * a.i,
+        Tiles::new(y, a.groups * a.o, tokens, columns),
+        |_, y: Tile<f32>| {
+            let first = y.group * a.o + y.start;
+            let at = y.row * input.stride + input.at + y.group * input.group;
+            let sums = if passes == 1 { 0 } else { y.rows * y.width * LANES };
+            scratch::floats(sums, |sums| {
+                cpu.isa.run(Forward {
+                    sums: sums.as_chunks_mut().0,
+                    bias: bias.map(|b| &b[first..]),
+                    w: &w[first * a.i..],
+                    x: &input.x[at.min(input.x.len())..],
+                    x_stride: input.stride,
+                    i: a.i,
+                    passes,
+                    y,
+                });
             });
-        });
-    });
+        },
+    );
 }
 
 /// How often the tiles of a chunk are gone over, each time with another part of `in`. One token reads each

@@ -21,7 +21,7 @@ pub(super) fn cross_entropy(
     assert!(nll.len() == t && lse.len() == t && logits.len() == t * v, "arrays of a loss");
     let rows = (GRAIN / 4).div_ceil(v);
     let parts = (Runs::new(nll.f32_mut(), rows), Runs::new(lse.f32_mut(), rows));
-    cpu.pool.split(parts, |index, (nll, lse): (&mut [f32], &mut [f32])| {
+    cpu.split(t * v, parts, |index, (nll, lse): (&mut [f32], &mut [f32])| {
         for (j, (nll, lse)) in nll.iter_mut().zip(lse).enumerate() {
             let t = index * rows + j;
             let row = &logits[t * v..][..v];

@@ -25,8 +25,11 @@ mod tier;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use self::pool::Pool;
-use self::split::Runs;
+use self::split::{Runs, Split};
+use self::tier::{Op, Tier, V};
 use crate::{
     Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
 };
@@ -34,7 +37,7 @@ use crate::{
 pub use self::isa::{Isa, IsaError};
 
 /// Elements per chunk of kernels that do little with each. Less work than this runs on the calling thread:
-/// waking a worker costs more.
+/// calling another costs more.
 const GRAIN: usize = 1 << 14;
 
 /// The processor as a [`Device`].
@@ -66,17 +69,60 @@ impl Cpu {
         self.isa
     }
 
+    /// Calls `body` with each piece of `parts` and its number: on the calling thread alone if the whole is
+    /// not worth waking another for, which is counted in multiply-adds or the like.
+    fn split<P: Split>(&self, work: usize, parts: P, body: impl Fn(usize, P::Piece) + Sync) {
+        self.pool.split(work > GRAIN, parts, body);
+    }
+
+    /// Does `rounds` multiply-adds in each lane of some registers on every thread, and nothing else. Returns
+    /// the number of floating-point operations, two per multiply-add: the most that kernels of this tier in
+    /// f32 could do in the time that the call takes.
+    pub fn multiply_adds(&self, rounds: usize) -> u64 {
+        // Several chunks per thread, so that a thread that starts late does not leave others idle.
+        let chunks = 16 * self.threads();
+        let done = AtomicU64::new(0);
+        self.pool.run(chunks, |_| {
+            done.fetch_add(self.isa.run(MultiplyAdds(rounds)), Ordering::Relaxed);
+        });
+        done.into_inner()
+    }
+
     /// Calls `body` with each row of `width` elements of `y` and its number.
     fn rows(&self, y: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
         if width == 0 {
             return;
         }
         let rows = GRAIN.div_ceil(width);
-        self.pool.split(Runs::new(y, rows * width), |index, y: &mut [f32]| {
+        self.pool.split(true, Runs::new(y, rows * width), |index, y: &mut [f32]| {
             for (r, y) in y.chunks_exact_mut(width).enumerate() {
                 body(index * rows + r, y);
             }
         });
+    }
+}
+
+/// The loop of [`Cpu::multiply_adds`].
+struct MultiplyAdds(usize);
+
+impl Op for MultiplyAdds {
+    type Out = u64;
+    #[inline(always)]
+    fn eval<S: Tier>(self) -> u64 {
+        // As many sums as registers have room for and latency asks for; a narrow vector is two registers.
+        const SUMS: usize = 12;
+        let used = if S::WIDE { SUMS } else { SUMS / 2 };
+        let mut sums = [V::<S>::splat(0.5); SUMS];
+        let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(1e-3));
+        for _ in 0..self.0 {
+            for sum in &mut sums[..used] {
+                *sum = sum.fma(a, b);
+            }
+        }
+        for sum in &sums[..used] {
+            std::hint::black_box(sum.lanes());
+        }
+        (2 * self.0 * used * tier::LANES) as u64
     }
 }
 

@@ -19,7 +19,7 @@ pub(super) fn rmsnorm(cpu: &Cpu, y: &mut Buf, rstd: Option<&mut Buf>, x: &Buf, w
     let rstd = rstd.map(|r| &mut r.f32_mut()[..t]);
     let rows = GRAIN.div_ceil(d);
     let parts = (Runs::new(y, rows * d), rstd.map(|r| Runs::new(r, rows)));
-    cpu.pool.split(parts, |index, (y, mut rstd)| {
+    cpu.split(x.len(), parts, |index, (y, mut rstd)| {
         let x = &x[index * rows * d..];
         for (r, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
             let scale = cpu.isa.run(Norm { y, x, w, eps });
@@ -95,7 +95,8 @@ pub(super) fn rmsnorm_bwd(
         cpu.isa.run(NormBwd { dx, dy, x, w, rstd: rstd[t] });
     });
     let columns = Columns::all(d, COLUMN_BLOCK);
-    cpu.pool.split(Tiles::columns(&mut dw_flat.f32_mut()[w_at..][..d], d, columns), |_, dw| {
+    let tiles = Tiles::columns(&mut dw_flat.f32_mut()[w_at..][..d], d, columns);
+    cpu.split(x.len(), tiles, |_, dw| {
         cpu.isa.run(Fold { sum: dw, x: dy, stride: d, by: Some((x, rstd)) });
     });
 }
@@ -132,7 +133,7 @@ impl Op for NormBwd<'_> {
 pub(super) fn column_sums(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
     let stride = sum.len();
     let tiles = Tiles::columns(sum, stride, Columns::all(stride, COLUMN_BLOCK));
-    cpu.pool.split(tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: None }));
+    cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: None }));
 }
 
 /// Adds the sum over rows of `x`, or of `x * y * scale` with `by = (y, scale of the row)`.
@@ -178,7 +179,7 @@ pub(super) fn sum_squares(cpu: &Cpu, x: &[f32]) -> f64 {
     // Two floats of scratch memory hold one partial sum.
     scratch::floats(2 * blocks, |memory| {
         let parts: &mut [f64] = bytemuck::cast_slice_mut(memory);
-        cpu.pool.split(Runs::new(parts, 8), |index, parts| {
+        cpu.split(x.len(), Runs::new(parts, 8), |index, parts| {
             for (j, part) in parts.iter_mut().enumerate() {
                 let from = (index * 8 + j) * BLOCK;
                 *part = cpu.isa.run(Squares(&x[from..x.len().min(from + BLOCK)]));

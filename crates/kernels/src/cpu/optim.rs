@@ -24,7 +24,7 @@ pub(super) fn adamw(
         Runs::new(&mut m.f32_mut()[at..][..len], block),
         Runs::new(&mut v.f32_mut()[at..][..len], block),
     );
-    cpu.pool.split(parts, |index, (w, m, v): (&mut [f32], &mut [f32], &mut [f32])| {
+    cpu.split(len, parts, |index, (w, m, v): (&mut [f32], &mut [f32], &mut [f32])| {
         let g = &g[index * block..][..w.len()];
         cpu.isa.run(Step { w, m, v, g, c });
     });

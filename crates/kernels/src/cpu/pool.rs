@@ -124,13 +124,19 @@ impl Pool {
         (0..chunks).for_each(body);
     }
 
-    /// Calls `body` once with each piece of `parts` and its number; see [`run`](Pool::run).
-    pub(super) fn split<P: Split>(&self, parts: P, body: impl Fn(usize, P::Piece) + Sync) {
-        self.run(parts.count(), |index| {
-            // SAFETY: `run` calls this once for each index below `count`, and `parts`, which borrows what
-            // the pieces point into, lives until `run` returns.
+    /// Calls `body` once with each piece of `parts` and its number; see [`run`](Pool::run). If not
+    /// `parallel`, on the calling thread alone.
+    pub(super) fn split<P: Split>(&self, parallel: bool, parts: P, body: impl Fn(usize, P::Piece) + Sync) {
+        let call = |index: usize| {
+            // SAFETY: each index below `count` comes here once, and `parts`, which borrows what the pieces
+            // point into, lives until the calls below are over.
             body(index, unsafe { parts.piece(index) });
-        });
+        };
+        if parallel {
+            self.run(parts.count(), call);
+        } else {
+            (0..parts.count()).for_each(call);
+        }
     }
 
     /// One region; the caller holds `turn`.

@@ -62,7 +62,7 @@ impl<Y: From32, X: Into32> Op for Convert<'_, Y, X> {
 
 fn convert<Y: From32, X: Into32>(cpu: &Cpu, y: &mut [Y], x: &[X]) {
     assert_eq!(y.len(), x.len());
-    cpu.pool.split(Runs::new(y, GRAIN), |index, y: &mut [Y]| {
+    cpu.split(x.len(), Runs::new(y, GRAIN), |index, y: &mut [Y]| {
         let x = &x[index * GRAIN..][..y.len()];
         cpu.isa.run(Convert(y, x));
     });
@@ -102,7 +102,7 @@ pub(super) fn copy(cpu: &Cpu, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, le
 /// See [`crate::Device::fill`].
 pub(super) fn fill(cpu: &Cpu, y: &mut Buf, value: f32) {
     match y.dtype() {
-        Dtype::F32 => cpu.pool.split(Runs::new(y.f32_mut(), GRAIN), |_, y: &mut [f32]| y.fill(value)),
+        Dtype::F32 => cpu.split(y.len(), Runs::new(y.f32_mut(), GRAIN), |_, y: &mut [f32]| y.fill(value)),
         Dtype::Bf16 => y.bf16_mut().fill(bf16::put(value)),
     }
 }
@@ -142,7 +142,7 @@ pub(super) fn add_row(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
 pub(super) fn add(cpu: &Cpu, y: &mut Buf, a: &Buf, b: Option<&Buf>) {
     assert!(y.len() == a.len() && b.is_none_or(|b| b.len() == a.len()), "arrays of a sum");
     let (a, b) = (a.f32(), b.map(Buf::f32));
-    cpu.pool.split(Runs::new(y.f32_mut(), GRAIN), |index, y: &mut [f32]| {
+    cpu.split(a.len(), Runs::new(y.f32_mut(), GRAIN), |index, y: &mut [f32]| {
         let part = index * GRAIN..index * GRAIN + y.len();
         cpu.isa.run(Add { y, a: &a[part.clone()], b: b.map(|b| &b[part]) });
     });
@@ -189,7 +189,7 @@ pub(super) fn scatter_rows(cpu: &Cpu, dx: &mut [f32], dy: &Buf, rows: &[u32], d:
     let dy = dy.f32();
     // Short runs of columns waste the rest of each cache line's neighbours: take all for little work.
     let width = if dy.len() <= GRAIN { d.max(1) } else { COLUMN_BLOCK };
-    cpu.pool.split(Tiles::columns(dx, d, Columns::all(d, width)), |_, mut dx: Tile<f32>| {
+    cpu.split(dy.len(), Tiles::columns(dx, d, Columns::all(d, width)), |_, mut dx: Tile<f32>| {
         for (j, row) in rows.iter().enumerate() {
             let dy = &dy[j * d + dx.start..][..dx.width];
             add_row(cpu, dx.row_mut(*row as usize), dy);
@@ -227,7 +227,7 @@ pub(super) fn cache_rows(cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: us
 pub(super) fn glu(cpu: &Cpu, y: &mut Buf, gate: &Buf, up: &Buf, act: Act) {
     assert!(y.len() == gate.len() && y.len() == up.len(), "arrays of a gated unit");
     let (gate, up) = (gate.f32(), up.f32());
-    cpu.pool.split(Runs::new(y.f32_mut(), GRAIN / 4), |index, y: &mut [f32]| {
+    cpu.split(4 * up.len(), Runs::new(y.f32_mut(), GRAIN / 4), |index, y: &mut [f32]| {
         let part = index * (GRAIN / 4)..index * (GRAIN / 4) + y.len();
         cpu.isa.run(Glu { y, gate: &gate[part.clone()], up: &up[part], act });
     });
@@ -267,7 +267,7 @@ pub(super) fn glu_bwd(cpu: &Cpu, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate:
     let (dy, gate, up) = (dy.f32(), gate.f32(), up.f32());
     let block = GRAIN / 4;
     let parts = (Runs::new(dgate.f32_mut(), block), Runs::new(dup.f32_mut(), block));
-    cpu.pool.split(parts, |index, (dgate, dup): (&mut [f32], &mut [f32])| {
+    cpu.split(4 * len, parts, |index, (dgate, dup): (&mut [f32], &mut [f32])| {
         let part = index * block..index * block + dgate.len();
         let (dy, gate, up) = (&dy[part.clone()], &gate[part.clone()], &up[part]);
         cpu.isa.run(GluBwd { dgate, dup, dy, gate, up, act });

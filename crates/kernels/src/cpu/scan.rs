@@ -14,8 +14,6 @@ const CHANNELS: usize = 64;
 /// Tokens that are staged together: 16 KiB. Rows of the arrays are pages apart, where no prefetcher looks;
 /// a loop that does little but load them has many loads in flight, one that scans has those of one token.
 const STAGED: usize = 16;
-/// Vectors that go through the states together, so that the latency of one exponential hides behind others.
-const GROUP: usize = 2;
 
 /// The arrays of a scan as slices.
 #[derive(Clone, Copy)]
@@ -102,7 +100,7 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
         state.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
         saved.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
     );
-    cpu.pool.split(parts, |_, (y, state, saved)| {
+    cpu.split(a.t * a.e * a.n, parts, |_, (y, state, saved)| {
         let size = a.n * y.width.next_multiple_of(LANES);
         scratch::floats(2 * size + 4 * STAGED * CHANNELS, |memory| {
             let (rates, rest) = memory.split_at_mut(size);
@@ -198,47 +196,21 @@ impl Forward<'_> {
     /// Takes the states past token `t`, the `i`-th that is staged.
     #[inline(always)]
     fn token<S: Tier>(&mut self, t: usize, i: usize) {
-        let width = self.y.width;
-        let mut c = 0;
-        while c + GROUP * LANES <= width {
-            self.vectors::<S, GROUP>(t, i, c);
-            c += GROUP * LANES;
-        }
-        while c < width {
-            self.vectors::<S, 1>(t, i, c);
-            c += LANES;
-        }
-    }
-
-    /// As [`token`](Self::token), for `N` vectors of channels from `c`.
-    #[inline(always)]
-    fn vectors<S: Tier, const N: usize>(&mut self, t: usize, i: usize, c: usize) {
         let padded = self.y.width.next_multiple_of(LANES);
         let (b_n, c_n) = self.arrays.bc(t, self.y.group);
-        let staged = i * CHANNELS + c..i * CHANNELS + c + N * LANES;
-        let dt = &self.stage.dt[staged.clone()].as_chunks().0[..N];
-        let dtx = &self.stage.dtx[staged.clone()].as_chunks().0[..N];
-        let skip = &self.stage.skip[staged.clone()].as_chunks().0[..N];
-        let gate = &self.stage.gate[staged].as_chunks().0[..N];
-        let mut out = [V::<S>::zero(); N];
-        for j in 0..N {
-            out[j] = V::of(&skip[j]);
-        }
-        let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
-        for ((rate, s), (b, c_n)) in rows.zip(b_n.iter().zip(c_n)) {
-            let rate = &rate[c..][..N * LANES].as_chunks().0[..N];
-            let s = &mut s[c..][..N * LANES].as_chunks_mut().0[..N];
-            let (b, c_n) = (V::splat(*b), V::splat(*c_n));
-            for j in 0..N {
-                let decay = exp2_decay(V::of(&dt[j]) * V::of(&rate[j]));
-                let next = decay.fma(V::of(&s[j]), V::of(&dtx[j]) * b);
-                next.to(&mut s[j]);
-                out[j] = next.fma(c_n, out[j]);
+        let y = self.y.row_mut(t);
+        for c in (0..y.len()).step_by(LANES) {
+            let at = i * CHANNELS + c;
+            let (dt, dtx) = (V::<S>::load(&self.stage.dt[at..]), V::load(&self.stage.dtx[at..]));
+            let mut out = V::load(&self.stage.skip[at..]);
+            let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
+            for ((rate, s), (b, c_j)) in rows.zip(b_n.iter().zip(c_n)) {
+                let decay = exp2_decay(dt * V::load(&rate[c..]));
+                let next = decay.fma(V::load(&s[c..]), dtx * V::splat(*b));
+                next.store(&mut s[c..]);
+                out = next.fma(V::splat(*c_j), out);
             }
-        }
-        let y = &mut self.y.row_mut(t)[c..];
-        for j in 0..N {
-            (out[j] * V::of(&gate[j])).store_part(&mut y[j * LANES..]);
+            (out * V::load(&self.stage.gate[at..])).store_part(&mut y[c..]);
         }
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn scan_bwd(
         if a.t * a.n == 0 {
             return;
         }
-        cpu.pool.split(parts, |_, (dx, ddt, dxz, da_log, dd, dbias, dbc)| {
+        cpu.split(4 * a.t * a.e * a.n, parts, |_, (dx, ddt, dxz, da_log, dd, dbias, dbc)| {
             scratch::floats(Memory::len(a.n), |memory| {
                 let grads = Grads { dx, ddt, dxz, da_log, dd, dbias, dbc };
                 cpu.isa.run(Backward { grads, memory: Memory::new(memory, a.n), dy, saved, arrays });

@@ -110,6 +110,11 @@ impl<'a, T> Tiles<'a, T> {
         Tiles::new(array, stride, rows, columns)
     }
 
+    /// Elements in all tiles.
+    pub(super) fn len(&self) -> usize {
+        self.rows * self.columns.groups * self.columns.group
+    }
+
     fn row_blocks(&self) -> usize {
         self.rows.div_ceil(self.row_block)
     }

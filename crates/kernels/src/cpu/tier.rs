@@ -59,6 +59,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn pick(a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// `p * 2^n` with `k = n + MAGIC`, for integers `n` in -150 ..= 129, rounded once.
     fn scale(p: Self::V, k: Self::V) -> Self::V;
+    /// As [`Tier::scale`] for `n` in -126 ..= 127; cheaper.
+    fn scale_normal(p: Self::V, k: Self::V) -> Self::V;
     /// Lane `j` of the result is the sum of the lanes of `rows[j]`, added by halving: 8 apart, 4, 2, 1.
     fn sums(rows: [Self::V; LANES]) -> Self::V;
 
@@ -162,6 +164,12 @@ impl Tier for Scalar {
             let half = n >> 1;
             p.0[l] * power(half) * power(n.wrapping_sub(half))
         })
+    }
+    #[inline(always)]
+    fn scale_normal(p: Array, k: Array) -> Array {
+        // The low bits of k are n.
+        let power = |k: f32| f32::from_bits((k.to_bits() << 23).wrapping_add(127 << 23));
+        Array::each(|l| p.0[l] * power(k.0[l]))
     }
     #[inline(always)]
     fn sums(rows: [Array; LANES]) -> Array {
@@ -333,6 +341,12 @@ impl<S: Tier> V<S> {
         V(S::scale(self.0, k.0))
     }
 
+    /// See [`Tier::scale_normal`].
+    #[inline(always)]
+    pub(super) fn scale_normal(self, k: Self) -> Self {
+        V(S::scale_normal(self.0, k.0))
+    }
+
     /// The sum of the lanes, added by halving: 8 apart, 4, 2, 1.
     #[inline(always)]
     pub(super) fn sum(self) -> f32 {
@@ -488,7 +502,9 @@ mod tests {
             b.add_to_odds(&mut mixed);
             c.add_to_evens(&mut mixed);
             c.add_to_odds(&mut mixed[..6]);
+            let small_k = V::splat(MAGIC) + V::of(&std::array::from_fn(|l| l as f32 * 16.0 - 126.0));
             let results = [
+                V::splat(1.3).scale_normal(small_k),
                 V::load(&mixed),
                 V::load(&mixed[LANES..]),
                 a + b,
@@ -534,7 +550,7 @@ mod tests {
                 assert_eq!(got, want, "operation {j} on {isa}");
             }
         }
-        assert_eq!(want[18][1..], want[19][1..], "joint and single sums");
+        assert_eq!(want[19][1..], want[20][1..], "joint and single sums");
     }
 
     #[test]

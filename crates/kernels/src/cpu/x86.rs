@@ -154,6 +154,19 @@ impl Tier for Avx2 {
         (half(p.0, k.0), half(p.1, k.1))
     }
     #[inline(always)]
+    fn scale_normal(p: Pair, k: Pair) -> Pair {
+        // The low bits of k are n.
+        #[inline(always)]
+        fn half(p: __m256, k: __m256) -> __m256 {
+            // SAFETY: see the module text.
+            unsafe {
+                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(k));
+                _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23))))
+            }
+        }
+        (half(p.0, k.0), half(p.1, k.1))
+    }
+    #[inline(always)]
     fn sums(rows: [Pair; LANES]) -> Pair {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = rows;
         (sums_of_8([a, b, c, d, e, f, g, h]), sums_of_8([i, j, k, l, m, n, o, p]))
@@ -300,6 +313,15 @@ impl Tier for Avx512 {
     fn scale(p: __m512, k: __m512) -> __m512 {
         // SAFETY: see the module text.
         unsafe { _mm512_scalef_ps(p, _mm512_sub_ps(k, _mm512_set1_ps(MAGIC))) }
+    }
+    #[inline(always)]
+    fn scale_normal(p: __m512, k: __m512) -> __m512 {
+        // The low bits of k are n.
+        // SAFETY: see the module text.
+        unsafe {
+            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(k));
+            _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23))))
+        }
     }
     #[inline(always)]
     fn sums(rows: [__m512; LANES]) -> __m512 {
