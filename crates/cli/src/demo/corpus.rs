@@ -24,6 +24,9 @@ const HELD_OUT: f64 = 0.04;
 const MEASURED_BYTES: usize = 48 << 10;
 /// No single document is more than this share of what is measured.
 const MEASURED_SHARE: usize = 4;
+/// Longest piece of text to train on. Rows are cut from one document after the other, so a document of hundreds of
+/// rows would be all that a small batch sees for as many steps.
+const PIECE_BYTES: usize = 2 << 10;
 /// Text that the tokenizer learns from.
 const TOKENIZER_BYTES: usize = 6 << 20;
 /// Entries of the tokenizer, and rows of the model's embedding.
@@ -238,11 +241,13 @@ pub(super) fn tokenise(folder: &Folder, texts: Texts) -> anyhow::Result<Corpus> 
     let mut train = Vec::new();
     let mut measured = Vec::new();
     for part in Part::ALL {
-        let documents: Vec<&Document> = texts.train.iter().filter(|d| part.has(d)).collect();
-        let (counts, shard) = write(folder, &bpe, part.train_shard(), &documents)?;
+        let documents = texts.train.iter().filter(|d| part.has(d));
+        let pieces: Vec<&str> = documents.flat_map(|document| pieces(&document.text)).collect();
+        let (counts, shard) = write(folder, &bpe, part.train_shard(), &pieces)?;
         shards.push(counts);
         train.push(shard);
         let documents = evenly(texts.held_out.iter().filter(|d| part.has(d)), MEASURED_BYTES, MEASURED_SHARE);
+        let documents: Vec<&str> = documents.into_iter().map(|document| document.text.as_str()).collect();
         let (counts, shard) = write(folder, &bpe, part.held_out_shard(), &documents)?;
         shards.push(counts);
         measured.push((part, documents, shard));
@@ -251,7 +256,7 @@ pub(super) fn tokenise(folder: &Folder, texts: Texts) -> anyhow::Result<Corpus> 
     let mut held_out = Vec::new();
     for (part, documents, shard) in measured {
         let unigram = baseline::unigram_bits_per_byte(&train, &shard)?;
-        let gzip = baseline::gzip_bits_per_byte(documents.into_iter().map(|d| d.text.as_str()))?;
+        let gzip = baseline::gzip_bits_per_byte(documents)?;
         held_out.push((part, shard, Baselines { unigram, gzip }));
     }
     Ok(Corpus { source: texts.source, report: texts.report, split: texts.split, tokenizer, shards, held_out })
@@ -282,21 +287,37 @@ fn evenly<'a>(
     eligible.into_iter().filter(keep).collect()
 }
 
-/// Tokenises documents into a shard, and opens it.
+/// A text in pieces of at most [`PIECE_BYTES`], cut after a blank line or at least after a line where there is one.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while rest.len() > PIECE_BYTES {
+        let longest = &rest[..rest.floor_char_boundary(PIECE_BYTES)];
+        let after = |end: &str| longest.rfind(end).map(|at| at + end.len());
+        let blank = after("\n\n").filter(|&at| at > PIECE_BYTES / 2);
+        let (piece, remaining) = rest.split_at(blank.or_else(|| after("\n")).unwrap_or(longest.len()));
+        pieces.push(piece);
+        rest = remaining;
+    }
+    pieces.push(rest);
+    pieces
+}
+
+/// Tokenises texts into a shard, and opens it.
 fn write(
     folder: &Folder,
     bpe: &Bpe,
     name: &'static str,
-    documents: &[&Document],
+    texts: &[&str],
 ) -> anyhow::Result<(ShardCounts, Shard)> {
     let fs = folder.fs().clone();
     let prefix = folder.shard(name);
     let spec = ShardSpec { vocab_size: bpe.vocab_size(), tokenizer_sha256: bpe.sha256() };
-    let total = documents.iter().map(|document| document.text.len() as u64).sum();
+    let total = texts.iter().map(|text| text.len() as u64).sum();
     let mut progress = Progress::new("tokenising", total, Unit::Bytes);
     let manifest = tokenise::tokenise(
         fs.clone(),
-        documents.iter().map(|document| Ok(document.text.as_str())),
+        texts.iter().map(|text| Ok(*text)),
         &|text| bpe.encode(text).map_err(|error| error.to_string()),
         MARKS,
         spec,
@@ -311,7 +332,7 @@ fn write(
         tokens: manifest.tokens,
     };
     out::note(&format!(
-        "   {name}: {} documents, {}, {} tokens",
+        "   {name}: {} texts, {}, {} tokens",
         out::count(counts.documents),
         out::bytes(counts.bytes),
         out::count(counts.tokens)
@@ -322,6 +343,20 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pieces_are_short_and_lose_nothing() {
+        let blank = "fn f() {}\nfn g() {}\n\n".repeat(500);
+        let texts = [blank, "ü".repeat(5_000), "a line\n".repeat(1_000), "short".to_owned()];
+        for text in &texts {
+            let pieces = pieces(text);
+            assert_eq!(pieces.concat(), *text);
+            assert!(pieces.iter().all(|piece| (1..=PIECE_BYTES).contains(&piece.len())));
+        }
+        assert!(pieces(&texts[0]).iter().all(|piece| piece.ends_with("\n\n")));
+        assert!(pieces(&texts[2]).iter().all(|piece| piece.ends_with('\n')));
+        assert_eq!(pieces(&texts[3]), ["short"]);
+    }
 
     fn document(id: usize, len: usize) -> Document {
         Document { id: format!("{id:04}"), family: "f".into(), kind: Kind::Code, text: "x".repeat(len) }

@@ -194,14 +194,15 @@ fn text(s: &Summary) -> String {
         let name = format!("<code>{}</code>", shard.name);
         vec![name, count(shard.documents), count(shard.bytes), count(shard.tokens), format!("{per:.2}")]
     });
-    let head = ["tokenised", "documents", "bytes", "tokens", "bytes per token"];
+    let head = ["tokenised", "texts", "bytes", "tokens", "bytes per token"];
     html.push_str(&table(&head, rows));
     let (groups, what) =
         (c.split.groups.len(), if c.split.by_family { "families of crates" } else { "single documents" });
     let _ = writeln!(
         html,
         "<p class=\"note\">{groups} {what} were held out whole ({} of text and {} of documentation prose); a sample of whole \
-         documents, spread evenly over them and without the longest, is what is measured. The tokenizer, a byte-level BPE of \
+         documents, spread evenly over them and without the longest, is what is measured. Training text is cut into pieces of at most 2 KiB, so that steps that follow each other see \
+         different documents. The tokenizer, a byte-level BPE of \
          {} entries, learnt from {} of the training text.</p>",
         bytes(c.split.text_bytes),
         bytes(c.split.doc_prose_bytes),

@@ -53,7 +53,7 @@ impl<'a> Arrays<'a> {
     /// # Panics
     /// If an array has the wrong size, or a span lies outside its array.
     pub(super) fn new(a: &Attention<'a>) -> Self {
-        assert!(a.kv > 0 && a.h % a.kv == 0, "{} query heads over {} key heads", a.h, a.kv);
+        assert!(a.kv > 0 && a.h.is_multiple_of(a.kv), "{} query heads over {} key heads", a.h, a.kv);
         assert!(a.q.len() == a.t * a.h * a.p && a.k.len() == a.v.len(), "arrays of attention");
         let (q, k, v) = (a.q.f32(), a.k.f32(), a.v.f32());
         for s in a.spans {
@@ -270,7 +270,7 @@ fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V<S>], a: Rows,
             }
         }
     }
-    if a.width % LANES != 0 {
+    if !a.width.is_multiple_of(LANES) {
         for r in 0..M {
             let a = V::load_part(&a.row(r)[full * LANES..]);
             for c in 0..N {

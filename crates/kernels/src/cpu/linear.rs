@@ -246,7 +246,7 @@ impl<W: Weight> Forward<'_, W> {
                 }
             }
         }
-        if len % LANES != 0 {
+        if !len.is_multiple_of(LANES) {
             for j in 0..R {
                 let weight = W::load_part(w_tail[j]);
                 for c in 0..C {

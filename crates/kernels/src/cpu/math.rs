@@ -3,6 +3,9 @@
 //! Coefficients are minimax fits (Remez exchange in 40 digits, relative error); each function states
 //! the error of the fit and the bound in f32 that its test holds over a dense sweep. NaN stays NaN.
 
+// Eight digits name an f32 for certain, even where fewer would do.
+#![allow(clippy::excessive_precision)]
+
 use super::tier::{MAGIC, Tier, V};
 use crate::Act;
 

@@ -5,6 +5,10 @@
 //! number of threads leaves no trace in the results. No kernel allocates once its working memory has
 //! grown to size.
 
+// Loops over the rows and columns of register tiles index several arrays by the same number; as chains of
+// iterators they would hide it.
+#![allow(clippy::needless_range_loop)]
+
 mod attention;
 mod attention_bwd;
 mod conv;

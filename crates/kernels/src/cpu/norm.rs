@@ -149,7 +149,7 @@ impl Op for Fold<'_> {
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
         let (start, width, stride) = (self.sum.start, self.sum.width, self.stride);
-        let rows = if stride == 0 { 0 } else { self.x.len() / stride };
+        let rows = self.x.len().checked_div(stride).unwrap_or(0);
         for from in (0..rows).step_by(ROW_BLOCK) {
             let mut part = [V::<S>::zero(); COLUMN_BLOCK / LANES];
             for t in from..rows.min(from + ROW_BLOCK) {

@@ -37,7 +37,7 @@ impl<'a> Arrays<'a> {
     /// If an array has the wrong size.
     pub(super) fn new(a: &Scan<'a>) -> Self {
         let (te, row) = (a.t * a.e, a.h * (a.r + 2 * a.n));
-        assert!(a.h > 0 && a.e % a.h == 0, "{} channels in {} heads", a.e, a.h);
+        assert!(a.h > 0 && a.e.is_multiple_of(a.h), "{} channels in {} heads", a.e, a.h);
         assert!(a.x_te.len() == te && a.dt_te.len() == te && a.xz.len() == 2 * te, "signals of a scan");
         assert!(a.p.len() == a.t * row && a.a_log_en.len() == a.e * a.n, "parameters of a scan");
         assert!(a.d_e.len() == a.e && a.dt_bias_e.len() == a.e, "vectors of a scan");
@@ -152,10 +152,10 @@ impl Op for Forward<'_> {
                 }
             }
             for i in 0..span.len {
-                if i % STAGED == 0 {
+                if i.is_multiple_of(STAGED) {
                     self.stage::<S>(span.start + i, STAGED.min(span.len - i), first);
                 }
-                if let (Some(saved), true) = (&mut self.saved, i % SCAN_CHUNK == 0) {
+                if let (Some(saved), true) = (&mut self.saved, i.is_multiple_of(SCAN_CHUNK)) {
                     for j in 0..n {
                         saved.row_mut(saved_rows + j).copy_from_slice(&self.s[j * padded..][..width]);
                     }

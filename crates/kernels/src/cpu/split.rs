@@ -100,13 +100,13 @@ impl<'a, T> Tiles<'a, T> {
         assert!(row_block > 0 && c.width > 0 && c.groups > 0);
         assert!(c.groups == 1 || c.group <= c.stride, "column blocks overlap");
         assert!(c.at + (c.groups - 1) * c.stride + c.group <= stride, "columns exceed the row");
-        let rows = if stride == 0 { 0 } else { array.len() / stride };
+        let rows = array.len().checked_div(stride).unwrap_or(0);
         Tiles { ptr: array.as_mut_ptr(), rows, stride, row_block, columns, array: PhantomData }
     }
 
     /// Blocks of columns over all rows.
     pub(super) fn columns(array: &'a mut [T], stride: usize, columns: Columns) -> Self {
-        let rows = if stride == 0 { 1 } else { (array.len() / stride).max(1) };
+        let rows = array.len().checked_div(stride).unwrap_or(0).max(1);
         Tiles::new(array, stride, rows, columns)
     }
 
@@ -282,7 +282,6 @@ mod tests {
                 tile.row_mut(row).iter_mut().for_each(|x| *x += 1);
             }
         }
-        drop(tiles);
         array
     }
 
