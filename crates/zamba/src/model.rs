@@ -29,7 +29,7 @@ pub struct Zamba {
     pub config: ZambaConfig,
     dev: Arc<dyn Device>,
     specs: Vec<TensorSpec>,
-    embed: Param,  // [v, d]
+    embed: Param, // [v, d]
     layers: Vec<Layer>,
     shared: Option<Shared>,
     final_norm: Param,   // [d]
@@ -54,15 +54,15 @@ struct Hybrid {
 
 #[derive(Clone)]
 struct Mamba {
-    in_proj: Param,               // [2e, d], rows interleaved: signal, gate
-    in_bias: Option<Param>,       // [2e]
-    conv: Param,                  // [e, k]
-    conv_bias: Option<Param>,     // [e]
-    x_proj: Param,                // [h * (r + 2n), p]
-    dt_proj: Param,               // [h * p, r]
-    scan: ScanParams,             // a_log [e, n], d [e], dt_bias [e]
-    out_proj: Param,              // [d, e]
-    out_bias: Option<Param>,      // [d]
+    in_proj: Param,           // [2e, d], rows interleaved: signal, gate
+    in_bias: Option<Param>,   // [2e]
+    conv: Param,              // [e, k]
+    conv_bias: Option<Param>, // [e]
+    x_proj: Param,            // [h * (r + 2n), p]
+    dt_proj: Param,           // [h * p, r]
+    scan: ScanParams,         // a_log [e, n], d [e], dt_bias [e]
+    out_proj: Param,          // [d, e]
+    out_bias: Option<Param>,  // [d]
 }
 
 /// The global shared block: attention and MLP over the hidden state beside the original embedding.

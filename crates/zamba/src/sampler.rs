@@ -19,7 +19,6 @@
 //! Draws come from Philox4x32-10 with the seed as key and probabilities are computed in f64 with a portable `exp`, so equal
 //! logits and seed give equal tokens on every platform.
 
-
 use std::cmp::Ordering;
 use std::collections::{HashMap, VecDeque};
 

@@ -9,6 +9,9 @@ use crate::state::State;
 /// Prompt tokens that go through the model at once. Results do not depend on it.
 pub const PREFILL_CHUNK: usize = 512;
 
+/// Sees the logits of a chunk of tokens, `[chunk, v]`.
+pub type Rows<'a> = dyn FnMut(&[f32]) + 'a;
+
 /// A sequence, its state and the memory to continue it.
 pub struct Session<'m> {
     model: &'m Zamba,
@@ -82,11 +85,11 @@ impl<'m> Session<'m> {
     }
 
     /// Scores `tokens` as a sequence of its own: natural-log probabilities of each token given those
-    /// before it, `None` for the first. `rows`, if given, sees the logits of each chunk, `[chunk, v]`.
+    /// before it, `None` for the first. `rows`, if given, sees the logits.
     ///
     /// # Panics
     /// As [`Session::feed`].
-    pub fn score(&mut self, tokens: &[u32], mut rows: Option<&mut dyn FnMut(&[f32])>) -> Vec<Option<f32>> {
+    pub fn score(&mut self, tokens: &[u32], mut rows: Option<&mut Rows<'_>>) -> Vec<Option<f32>> {
         self.reset();
         let mut logprobs = vec![None];
         let mut host = vec![];

@@ -96,7 +96,12 @@ impl State {
             assert!(s.slot < self.slots(), "slot {} of {}", s.slot, self.slots());
             assert!(spans[..j].iter().all(|o| o.slot != s.slot), "slot {} occurs twice in a batch", s.slot);
             assert!(s.pos == 0 || s.pos == self.lens[s.slot], "slot {} is at {}", s.slot, self.lens[s.slot]);
-            assert!(s.pos + s.len <= self.context, "{} tokens in a context of {}", s.pos + s.len, self.context);
+            assert!(
+                s.pos + s.len <= self.context,
+                "{} tokens in a context of {}",
+                s.pos + s.len,
+                self.context
+            );
         }
         for s in spans {
             self.lens[s.slot] = s.pos + s.len;

@@ -26,7 +26,7 @@ fn chunked(model: &Zamba, ws: &Workspace, toks: &[u32], cuts: &[usize]) -> Vec<u
 fn chunkings() -> Vec<Vec<usize>> {
     let uniform = (1..PROMPT).map(|c| {
         let mut v = vec![c; PROMPT / c];
-        v.extend((PROMPT % c > 0).then_some(PROMPT % c));
+        v.extend((!PROMPT.is_multiple_of(c)).then_some(PROMPT % c));
         v
     });
     let single = (1..PROMPT).map(|c| vec![c, PROMPT - c]);

@@ -54,8 +54,11 @@ fn gradients_agree_with_finite_differences_of_the_loss() {
         let scale = w.iter().map(|x| f64::from(x * x)).sum::<f64>().sqrt().max(1.0);
         let h = (1e-3 / norm).clamp(2e-3, 2e-2) * scale;
         let mut at_offset = |sign: f64| {
-            let moved: Vec<f32> =
-                w.iter().zip(g).map(|(&x, &d)| (f64::from(x) + sign * h * f64::from(d) / norm) as f32).collect();
+            let moved: Vec<f32> = w
+                .iter()
+                .zip(g)
+                .map(|(&x, &d)| (f64::from(x) + sign * h * f64::from(d) / norm) as f32)
+                .collect();
             dev.upload(&mut model.params_mut()[id].mat_mut().buf, 0, &moved);
             loss_and_gradient(&model, batch.clone(), &targets, false).0
         };
@@ -106,7 +109,14 @@ fn gradients_do_not_depend_on_threads() {
     let runs = [1, 2, 3].map(|threads| {
         cpus(threads)
             .into_iter()
-            .map(|dev| loss_and_gradient(&lively(&small_config(), dev, Dtype::Bf16, 14), batch.clone(), &targets, false))
+            .map(|dev| {
+                loss_and_gradient(
+                    &lively(&small_config(), dev, Dtype::Bf16, 14),
+                    batch.clone(),
+                    &targets,
+                    false,
+                )
+            })
             .collect::<Vec<_>>()
     });
     assert!(runs[0] == runs[1] && runs[1] == runs[2]);

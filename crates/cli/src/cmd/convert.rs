@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
-use zamba::checkpoint::{Checkpoint, FileDtype, SaveOptions};
+use zamba::checkpoint::{FileDtype, SaveOptions};
 
 use crate::common::{self, DtypeName, ModelArgs};
 use crate::out;

@@ -13,19 +13,19 @@ use zamba_kernels::reference::Reference;
 use zamba_kernels::{Device, Dtype};
 
 /// All devices to test on: the reference and every CPU tier that the machine has.
-pub fn devices() -> Vec<Arc<dyn Device>> {
+pub(crate) fn devices() -> Vec<Arc<dyn Device>> {
     let mut all: Vec<Arc<dyn Device>> = vec![Arc::new(Reference::new())];
     all.extend(cpus(2));
     all
 }
 
 /// Every CPU tier that the machine has.
-pub fn cpus(threads: usize) -> Vec<Arc<dyn Device>> {
+pub(crate) fn cpus(threads: usize) -> Vec<Arc<dyn Device>> {
     Isa::available().into_iter().map(|isa| Arc::new(Cpu::with(isa, threads)) as Arc<dyn Device>).collect()
 }
 
 /// A config small enough for a debug build and odd enough to catch swapped sizes.
-pub fn small_config() -> ZambaConfig {
+pub(crate) fn small_config() -> ZambaConfig {
     let mut c = ZambaConfig::preset("tiny").unwrap();
     c.vocab_size = 61;
     c.hidden_size = 24;
@@ -47,7 +47,7 @@ pub fn small_config() -> ZambaConfig {
 }
 
 /// A model with weights large enough that attention, gates and decays are far from their linear range.
-pub fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, seed: u64) -> Zamba {
+pub(crate) fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, seed: u64) -> Zamba {
     let mut values = vec![];
     let d = dev.clone();
     let built = Zamba::build(config.clone(), dev, format, |spec, buf| {
@@ -70,7 +70,7 @@ pub fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, seed: u
 }
 
 /// Deterministic token ids in `1..vocab`.
-pub fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
+pub(crate) fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
     let mut x = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..n)
         .map(|_| {
@@ -83,7 +83,7 @@ pub fn tokens(n: usize, vocab: usize, seed: u64) -> Vec<u32> {
 }
 
 /// Logits of all tokens of `batch`, as bits.
-pub fn logits(model: &Zamba, ws: &Workspace, batch: Batch, state: Option<&mut State>) -> Vec<u32> {
+pub(crate) fn logits(model: &Zamba, ws: &Workspace, batch: Batch, state: Option<&mut State>) -> Vec<u32> {
     let mut ctx = ws.infer(batch, state);
     let hidden = model.forward(&mut ctx);
     let logits = model.logits(&mut ctx, &hidden);
