@@ -91,7 +91,7 @@ pub(crate) struct SamplingArgs {
     /// End before this text. Repeatable.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-    /// Never choose the token that ends a text.
+    /// Go on after a token that ends a text. Which token comes next is not affected.
     #[arg(long)]
     ignore_eos: bool,
     /// Seed of the draws [default: another one every time].
@@ -111,8 +111,8 @@ fn parse_bias(text: &str) -> Result<(u32, f32), String> {
 
 impl SamplingArgs {
     /// The sampler, after its options have been checked, and the seed that it draws from.
-    pub(crate) fn sampler(&self, ends: &[u32], vocab: usize) -> anyhow::Result<Sampler> {
-        let mut config = SamplerConfig {
+    pub(crate) fn sampler(&self, vocab: usize) -> anyhow::Result<Sampler> {
+        let config = SamplerConfig {
             temperature: self.temp,
             top_k: self.top_k,
             top_p: self.top_p,
@@ -129,16 +129,17 @@ impl SamplingArgs {
                 "--logit-bias names token {id}, but the model has {vocab} tokens; use ids below that"
             );
         }
-        if self.ignore_eos {
-            let known: Vec<u32> = ends.iter().copied().filter(|&id| (id as usize) < vocab).collect();
-            config.ban(&known);
-        }
         Sampler::new(config).map_err(|e| Stop::Usage(e.to_string()).into())
     }
 
     /// Checks what can be checked before a model is loaded.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
-        self.sampler(&[], usize::MAX).map(drop)
+        self.sampler(usize::MAX).map(drop)
+    }
+
+    /// The ids at which generation ends, none with `--ignore-eos`.
+    pub(crate) fn ends(&self, config: &ZambaConfig, text: Option<&Text>) -> Vec<u32> {
+        if self.ignore_eos { vec![] } else { end_tokens(config, text) }
     }
 }
 

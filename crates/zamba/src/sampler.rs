@@ -104,7 +104,7 @@ impl SamplerConfig {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, ..Self::default() }
     }
 
-    /// Bans tokens: they will never be chosen. For `--ignore-eos`.
+    /// Bans tokens: they will never be chosen.
     pub fn ban(&mut self, ids: &[u32]) {
         self.logit_bias.extend(ids.iter().map(|&id| (id, f32::NEG_INFINITY)));
     }

@@ -44,8 +44,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         out::note("the model has no chat template: it continues what you write");
     }
-    let ends = text::end_tokens(config, Some(&text));
-    args.sampling.sampler(&ends, config.vocab_size)?;
+    let ends = args.sampling.ends(config, Some(&text));
+    args.sampling.sampler(config.vocab_size)?;
     let context = args.sampling.ctx.unwrap_or(config.max_position_embeddings as u64);
     let context = common::check_context(config, context)?;
     let model = common::load(&checkpoint, &args.device)?;
@@ -144,7 +144,7 @@ impl Chat<'_> {
         }
         let sampler = match &mut self.sampler {
             Some(sampler) => sampler,
-            none => none.insert(self.args.sampling.sampler(&self.ends, vocab)?),
+            none => none.insert(self.args.sampling.sampler(vocab)?),
         };
         let request = Request {
             prompt: &new,

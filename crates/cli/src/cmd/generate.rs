@@ -58,8 +58,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = &checkpoint.config;
     let text = Text::find(&folder)?;
     let prompt = args.prompt_tokens(file.as_deref(), text.as_ref(), config)?;
-    let ends = text::end_tokens(config, text.as_ref());
-    let mut sampler = args.sampling.sampler(&ends, config.vocab_size)?;
+    let ends = args.sampling.ends(config, text.as_ref());
+    let mut sampler = args.sampling.sampler(config.vocab_size)?;
     let context = context(config, prompt.len(), &args.sampling)?;
     let model = common::load(&checkpoint, &args.device)?;
 

@@ -101,6 +101,9 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
         train(33, 4, Act::Silu, true, &[1, 2, 3, 4, 64, 1]),
         train(64, 4, Act::Silu, false, &[130, 67]),
         train(40, 5, Act::Relu, true, &[3, 9]),
+        // More channels than a block of the fast device.
+        train(300, 4, Act::Silu, true, &[70, 130]),
+        serve(300, 4, Act::Silu, true, 2, &[(1, 70, 64), (0, 5, 0)]),
         // One token of each of several sequences, in odd order, one of them new.
         serve(17, 4, Act::Silu, true, 4, &[(2, 1, 9), (0, 1, 0), (3, 1, 1)]),
         // Chunks shorter than the window, that start inside it.

@@ -106,6 +106,10 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             // Long sums over inputs, and over tokens for dw.
             plain(3, 19, 1100, false),
             plain(300, 9, 20, true),
+            // Beyond the block sizes of the fast device.
+            plain(5, 700, 40, true),
+            plain(130, 150, 300, true),
+            plain(6, 20, 2100, false),
         ]);
         // One token of several heads, as in x_proj: each reads its own columns.
         let heads =
