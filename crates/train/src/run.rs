@@ -1,6 +1,6 @@
 //! The run itself.
 //!
-//! [`Run::go`] is the loop, in the open. Everything that it changes is in [`RunState`], so a run that was
+//! `Run::go` is the loop, in the open. Everything that it changes is in [`RunState`], so a run that was
 //! stopped and resumed at any step goes on bit for bit as one that was not.
 
 mod setup;
