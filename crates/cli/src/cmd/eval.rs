@@ -58,6 +58,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let checkpoint = common::open(&folder)?;
     let config = &checkpoint.config;
     let (documents, bytes) = documents(&args.bpb, &folder)?;
+    documents.iter().try_for_each(|d| common::check_tokens(&d.tokens, config.vocab_size))?;
     let tokens: u64 = documents.iter().map(|d| d.tokens.len().saturating_sub(1) as u64).sum();
     if tokens == 0 || bytes == 0 {
         bail!("{} holds no text to score", args.bpb.display());
