@@ -23,10 +23,16 @@ pub(crate) struct Text {
 pub(crate) const NO_TOKENIZER: &str = "the model has no tokenizer.json; add it to the folder";
 
 impl Text {
-    /// The tokenizer of a model folder, if it has one.
-    pub(crate) fn find(folder: &Path) -> anyhow::Result<Option<Self>> {
+    /// The tokenizer of a model folder, if it has one. It may not know ids that the model of `vocab` tokens
+    /// does not have.
+    pub(crate) fn find(folder: &Path, vocab: usize) -> anyhow::Result<Option<Self>> {
         match Tokenizer::from_dir(folder) {
             Ok(tokenizer) => {
+                let (max, name) = (tokenizer.max_id(), folder.display());
+                anyhow::ensure!(
+                    (max as usize) < vocab,
+                    "{name}: tokenizer.json goes up to id {max} and the model has {vocab} tokens; use the model's own tokenizer"
+                );
                 tokenizer.warnings().iter().for_each(|warning| out::note(&format!("warning: {warning}")));
                 Ok(Some(Text { tokenizer }))
             }
@@ -368,7 +374,7 @@ mod tests {
                 "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁a": 4, "▁b": 5, "b": 6, "a": 7, "▁": 8}},
         });
         std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
-        Text::find(dir.path()).unwrap().unwrap()
+        Text::find(dir.path(), usize::MAX).unwrap().unwrap()
     }
 
     fn written(text: &Text, prompt: &[u32], tokens: &[u32], stops: &[&str]) -> String {

@@ -128,3 +128,14 @@ fn names_with_line_breaks_and_escapes_stay_on_one_line() {
     let run = bench.run(["info", "-m", "a\nb\u{1b}[31m"]);
     assert!(!run.fails(1).contains('\u{1b}'), "{:?}", run.err);
 }
+
+#[test]
+fn a_tokenizer_of_a_larger_vocabulary_is_refused() {
+    let bench = Bench::with_text_model();
+    let mut config = common::config();
+    config["vocab_size"] = 5.into();
+    bench.write("small.json", config.to_string());
+    bench.run(["init", "--config", "small.json", "--out", "s", "--seed", "7"]).ok();
+    std::fs::copy(bench.path("t.json"), bench.path("s/tokenizer.json")).unwrap();
+    expect(&bench, 1, &[("generate -m s -p a", &["tokenizer.json", "5 tokens"])]);
+}

@@ -36,7 +36,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
     let config = &checkpoint.config;
-    let text = Text::find(&folder)?.context(text::NO_TOKENIZER)?;
+    let text = Text::find(&folder, config.vocab_size)?.context(text::NO_TOKENIZER)?;
     let template = template(&folder)?;
     if template.is_none() {
         if args.system.is_some() {

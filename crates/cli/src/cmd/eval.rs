@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
     let config = &checkpoint.config;
-    let (documents, bytes) = documents(&args.bpb, &folder)?;
+    let (documents, bytes) = documents(&args.bpb, &folder, config.vocab_size)?;
     documents.iter().try_for_each(|d| common::check_tokens(&d.tokens, config.vocab_size))?;
     let tokens: u64 = documents.iter().map(|d| d.tokens.len().saturating_sub(1) as u64).sum();
     if tokens == 0 || bytes == 0 {
@@ -113,7 +113,7 @@ impl Report {
 }
 
 /// The documents at `path` and the bytes of text that they were made from.
-fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> {
+fn documents(path: &Path, model: &Path, vocab: usize) -> anyhow::Result<(Vec<Document>, u64)> {
     let prefix = if path.extension().is_some_and(|e| e == "idx" || e == "bin") {
         path.with_extension("")
     } else {
@@ -125,7 +125,7 @@ fn documents(path: &Path, model: &Path) -> anyhow::Result<(Vec<Document>, u64)> 
         return shard(&prefix);
     }
     let texts = input::documents(&RealFs, path)?;
-    let text = Text::find(model)?.context(NO_TOKENIZER)?;
+    let text = Text::find(model, vocab)?.context(NO_TOKENIZER)?;
     let mut documents = vec![];
     for contents in texts {
         documents.push(document(&text, &contents?)?);

@@ -56,7 +56,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
     let config = &checkpoint.config;
-    let text = Text::find(&folder)?;
+    let text = Text::find(&folder, config.vocab_size)?;
     let prompt = args.prompt_tokens(file.as_deref(), text.as_ref(), config)?;
     let ends = args.sampling.ends(config, text.as_ref());
     let mut sampler = args.sampling.sampler(config.vocab_size)?;

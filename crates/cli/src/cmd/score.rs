@@ -55,7 +55,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let input = common::read_text(&args.input)?;
     let folder = args.model.folder()?;
     let checkpoint = common::open(&folder)?;
-    let text = Text::find(&folder)?;
+    let text = Text::find(&folder, checkpoint.config.vocab_size)?;
     let lines = parse(&input, &args.input, text.as_ref(), checkpoint.config.vocab_size)?;
     let logits = args.logits.as_deref().map(|path| Logits::begin(path, &lines, checkpoint.config.vocab_size));
     let logits = logits.transpose()?;

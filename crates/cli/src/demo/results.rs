@@ -73,7 +73,7 @@ pub(super) fn of_phases(
         let model = common::load(&common::open(&exported)?, device)?;
         let parts = corpus.held_out.iter().map(|(part, shard, _)| score(&model, *part, shard));
         scores.push(parts.collect::<anyhow::Result<Vec<_>>>()?);
-        let text = Text::find(&exported)?.context(text::NO_TOKENIZER)?;
+        let text = Text::find(&exported, model.config.vocab_size)?.context(text::NO_TOKENIZER)?;
         for prompt in PROMPTS {
             let written = sample(&model, &text, prompt, seed)?;
             samples.push(Sample { phase, prompt, text: written });
