@@ -53,6 +53,10 @@ enum DeviceName {
 }
 
 impl ModelArgs {
+    pub(crate) fn new(model: PathBuf, offline: bool) -> Self {
+        ModelArgs { model, offline }
+    }
+
     /// The folder of the model; one that is named by its hub id is downloaded first.
     pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
         if self.model.exists() {
@@ -69,6 +73,14 @@ impl DeviceArgs {
             DeviceName::Reference => Arc::new(Reference::new()),
             DeviceName::Cpu => Arc::new(Cpu::with(self.isa()?, self.threads()?)),
         })
+    }
+
+    /// The fast device, for what only it can do.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Arc<Cpu>> {
+        match self.device {
+            DeviceName::Reference => bail!("--device reference has no speed worth measuring; use cpu"),
+            DeviceName::Cpu => Ok(Arc::new(Cpu::with(self.isa()?, self.threads()?))),
+        }
     }
 
     /// The name of the instructions that the device will use.
@@ -103,7 +115,11 @@ pub(crate) fn open_with(folder: &Path, options: &LoadOptions) -> anyhow::Result<
 
 /// Reads the weights onto a device, with a progress bar.
 pub(crate) fn load(checkpoint: &Checkpoint, device: &DeviceArgs) -> anyhow::Result<Zamba> {
-    let device = device.open()?;
+    load_on(checkpoint, device.open()?)
+}
+
+/// As [`load`], onto a device that is there already.
+pub(crate) fn load_on(checkpoint: &Checkpoint, device: Arc<dyn Device>) -> anyhow::Result<Zamba> {
     let cost = Cost::of(&checkpoint.config, checkpoint.config.dtype);
     fits(cost.weights).with_context(|| format!("cannot load {}", checkpoint.path().display()))?;
     let mut progress = Progress::new("loading", checkpoint.total_bytes(), Unit::Bytes);
@@ -164,11 +180,14 @@ pub(crate) fn save(
 /// The context as a count, if the machine has the memory that its state and token cache may come to need.
 pub(crate) fn check_context(config: &ZambaConfig, tokens: u64) -> anyhow::Result<usize> {
     let bytes = Cost::of(config, config.dtype).sequence(tokens);
-    bytes
-        .context("more than can be counted")
-        .and_then(fits)
-        .with_context(|| format!("a context of {tokens} tokens does not fit; choose a smaller --ctx"))?;
+    check_bytes(bytes, &format!("a context of {tokens} tokens does not fit; choose a smaller --ctx"))?;
     Ok(usize::try_from(tokens)?)
+}
+
+/// Fails with `message` unless the system would give that much memory; none stands for more than can be
+/// counted.
+pub(crate) fn check_bytes(bytes: Option<u64>, message: &str) -> anyhow::Result<()> {
+    bytes.context("more than can be counted").and_then(fits).with_context(|| message.to_owned())
 }
 
 /// Whether the system would give that much memory. It is asked, and given back at once: an allocation that

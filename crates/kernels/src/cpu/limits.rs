@@ -23,6 +23,13 @@ pub enum Unit {
     Int8Dot,
 }
 
+impl Unit {
+    /// Whether it counts in floating point.
+    pub fn is_floating(self) -> bool {
+        self != Unit::Int8Dot
+    }
+}
+
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
