@@ -74,6 +74,11 @@ impl Buf {
         self.len * self.dtype.size()
     }
 
+    /// The memory as bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.mem.bytes()
+    }
+
     /// The memory as bytes, to be written.
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         self.mem.bytes_mut()

@@ -258,6 +258,10 @@ pub trait Device: Send + Sync {
     /// threads at once. Pieces are large, and each but the last has a multiple of 64 bytes.
     fn upload_bytes(&self, y: &mut Buf, fill: &(dyn Fn(usize, &mut [u8]) + Sync));
 
+    /// Shows all of `x` as bytes in the order and form of its elements, little-endian: the reverse of
+    /// [`Device::upload_bytes`], in pieces of the same kind.
+    fn download_bytes(&self, x: &Buf, look: &(dyn Fn(usize, &[u8]) + Sync));
+
     /// Copies host values to elements `at ..` of `y`, rounding to its type.
     fn upload(&self, y: &mut Buf, at: usize, x: &[f32]);
 

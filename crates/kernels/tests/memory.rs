@@ -36,6 +36,12 @@ fn bytes_fill_every_element_once() {
                 bytes.iter_mut().enumerate().for_each(|(i, b)| *b = byte(at + i));
             });
             check(&*dev, &buf);
+            let seen = Mutex::new(0);
+            dev.download_bytes(&buf, &|at, bytes| {
+                assert!(bytes.iter().enumerate().all(|(i, b)| *b == byte(at + i)));
+                *seen.lock().unwrap() += bytes.len();
+            });
+            assert_eq!(seen.into_inner().unwrap(), 2 * len);
             let mut pieces = pieces.into_inner().unwrap();
             pieces.sort_unstable();
             let end = pieces.iter().fold(0, |end, (at, n)| {

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::common::LoadArgs;
 use crate::interrupt;
 use crate::out;
 
@@ -22,6 +23,7 @@ pub(crate) struct Plan {
     pub(crate) repetitions: u32,
     pub(crate) first_token: bool,
     pub(crate) seed: u64,
+    pub(crate) load: LoadArgs,
 }
 
 /// What a test did per token, by the rules of `zamba info`.

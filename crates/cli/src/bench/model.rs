@@ -104,8 +104,8 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     let read_seconds = if plan.first_token { Some(read_files(folder)?) } else { None };
     system::forget_peak();
     let start = Instant::now();
-    let checkpoint = common::open(folder)?;
-    let model = common::load_on(&checkpoint, cpu.clone())?;
+    let checkpoint = common::open(folder, plan.load)?;
+    let model = common::load_on(&checkpoint, cpu.clone(), plan.load)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let first_token = read_seconds.map(|read_seconds| {
         Session::new(&model, 2).feed(&[1]);
@@ -299,6 +299,8 @@ mod tests {
     use zamba::ZambaConfig;
     use zamba::config::FileDtype;
 
+    use crate::common::LoadArgs;
+
     #[test]
     fn tests_are_named_as_llama_bench_names_them() {
         let plan = Plan {
@@ -309,6 +311,7 @@ mod tests {
             repetitions: 1,
             first_token: false,
             seed: 0,
+            load: LoadArgs::COPY,
         };
         let names: Vec<_> = plan.tests().iter().map(Test::name).collect();
         let expected = [

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 
 use crate::bench::{self, Plan};
-use crate::common::{DeviceArgs, DtypeName, ModelArgs};
+use crate::common::{DeviceArgs, DtypeName, LoadArgs, ModelArgs};
 use crate::error::Stop;
 
 /// Measure speed, beside what this machine can do at most.
@@ -64,6 +64,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -84,6 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         repetitions: args.repetitions,
         first_token: args.first_token,
         seed: args.seed,
+        load: args.load,
     };
     let folder = ModelArgs::new(model.clone(), args.offline).folder()?;
     bench::model::run(cpu, &folder, &plan, args.json)

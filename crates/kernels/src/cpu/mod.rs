@@ -121,6 +121,14 @@ impl Device for Cpu {
         });
     }
 
+    fn download_bytes(&self, x: &Buf, look: &(dyn Fn(usize, &[u8]) + Sync)) {
+        let bytes = x.as_bytes();
+        self.pool.run(bytes.len().div_ceil(PIECE), |index| {
+            let at = index * PIECE;
+            look(at, &bytes[at..bytes.len().min(at + PIECE)]);
+        });
+    }
+
     fn upload(&self, y: &mut Buf, at: usize, x: &[f32]) {
         rows::upload(self, y, at, x);
     }
