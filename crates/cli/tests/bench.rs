@@ -51,6 +51,35 @@ fn a_model_is_measured_beside_the_machine() {
 }
 
 #[test]
+fn a_training_step_is_measured_by_preset_and_by_recipe() {
+    let bench = Bench::new();
+    bench.write("c.json", common::config().to_string());
+    let recipe = "model = \"c.json\"\nsequence = 24\nmicro_batch = 2\nglobal_batch = 4\ncheckpoint_every = 1\n\
+        compute = \"bf16\"\n[[phase]]\nname = \"a\"\nsteps = 1\npeak = 1e-3\nschedule = { kind = \"constant\" }\n\
+        sources = [{ name = \"s\", path = \"s\", weight = 1 }]\n";
+    bench.write("run.toml", recipe);
+    for (what, extra, name, dtype) in [
+        ("tiny", &["--tokens", "32"][..], "train tiny t32", "bfloat16"),
+        ("tiny", &["--tokens", "32", "--batch", "2", "--dtype", "f32"], "train tiny t32 b2", "float32"),
+        ("run.toml", &[], "train run t24 b4", "bfloat16"),
+        ("run.toml", &["--tokens", "8", "--batch", "3"], "train run t8 b3", "bfloat16"),
+    ] {
+        let args = ["bench", "--train", what, "-r", "2", "--json"];
+        let found = bench.run(args.iter().chain(extra)).json();
+        assert_eq!((found["dtype"].as_str().unwrap(), found["rows"].as_array().unwrap().len()), (dtype, 1));
+        let row = &found["rows"][0];
+        assert_eq!(row["test"], name);
+        positive(row, &["tokens_per_second", "flops_per_token", "gemm_tflops", "fraction_of_gemm"]);
+        positive(&row["seconds"], &["forward", "backward", "optimiser"]);
+        positive(&found, &["parameters", "peak_bytes"]);
+    }
+    let refused = bench.run(["bench", "--train", "nothing"]);
+    assert!(refused.fails(2).contains("44m"), "{}", refused.err);
+    let refused = bench.run(["bench", "--train", "tiny", "--dtype", "f16"]);
+    assert!(refused.fails(2).contains("f16"), "{}", refused.err);
+}
+
+#[test]
 fn text_is_a_table_as_llama_bench_prints() {
     let bench = Bench::with_model();
     let run = bench.run(["bench", "-m", "m", "--pp", "0", "--tg", "2", "-r", "1"]).ok();

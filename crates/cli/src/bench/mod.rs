@@ -3,6 +3,7 @@
 pub(crate) mod kernels;
 pub(crate) mod limits;
 pub(crate) mod model;
+pub(crate) mod train;
 
 use std::time::Instant;
 

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 
+use crate::bench::train::Wishes;
 use crate::bench::{self, Plan};
 use crate::common::{DeviceArgs, DtypeName, LoadArgs, ModelArgs};
 use crate::error::Stop;
@@ -40,8 +41,8 @@ pub(crate) struct Args {
     /// Tokens that each sequence already has.
     #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
-    /// Sequences at once.
-    #[arg(long, value_name = "N,…", value_delimiter = ',', default_value = "1")]
+    /// Sequences at once [default: 1].
+    #[arg(long, value_name = "N,…", value_delimiter = ',')]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch: Vec<u16>,
     /// Times that each test is measured.
@@ -51,8 +52,9 @@ pub(crate) struct Args {
     /// Also take the time from the start to the first token, beside that of reading the files.
     #[arg(long)]
     first_token: bool,
-    /// Tokens of a training step [default: 1024, or as the recipe says].
+    /// Tokens per row of a training step [default: 1024, or as the recipe says]; --batch gives the rows.
     #[arg(long, value_name = "N", requires = "train")]
+    #[arg(value_parser = parse_tokens)]
     tokens: Option<usize>,
     /// Arithmetic of the matrices in training [default: bf16, or as the recipe says].
     #[arg(long, value_name = "TYPE", requires = "train")]
@@ -74,6 +76,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.gemm {
         return bench::kernels::run(cpu, args.repetitions, args.json);
     }
+    let batches: Vec<usize> = args.batch.iter().map(|b| usize::from(*b)).collect();
+    if let Some(what) = &args.train {
+        if batches.len() > 1 {
+            return Err(Stop::Usage("--train takes one --batch".to_owned()).into());
+        }
+        let wishes = Wishes {
+            tokens: args.tokens,
+            rows: batches.first().copied(),
+            dtype: args.dtype,
+            repetitions: args.repetitions,
+            seed: args.seed,
+        };
+        return bench::train::run(cpu, what, &wishes, args.json);
+    }
     let Some(model) = &args.model else {
         let words = "bench needs --model DIR, --gemm or --train NAME; see `zamba bench --help`";
         return Err(Stop::Usage(words.to_owned()).into());
@@ -82,7 +98,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         prompts: args.pp.clone(),
         generated: args.tg.clone(),
         depths: args.depth.clone(),
-        batches: args.batch.iter().map(|b| usize::from(*b)).collect(),
+        batches: if batches.is_empty() { vec![1] } else { batches },
         repetitions: args.repetitions,
         first_token: args.first_token,
         seed: args.seed,
@@ -90,4 +106,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let folder = ModelArgs::new(model.clone(), args.offline).folder()?;
     bench::model::run(cpu, &folder, &plan, args.json)
+}
+
+fn parse_tokens(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(n @ 1..=16_777_216) => Ok(n),
+        _ => Err("expected a number from 1 to 16777216".to_owned()),
+    }
 }
