@@ -181,6 +181,21 @@ fn others(dev: &Cpu) {
     );
 }
 
+/// What the machine can do at most.
+fn limits(dev: &Cpu) {
+    for unit in dev.units() {
+        let mut operations = 0;
+        let seconds = time(|| operations = dev.operations(unit, 20_000));
+        println!("{unit}: {:.3} Tera-operations/s", operations as f64 / seconds / 1e12);
+    }
+    let mut memory = dev.alloc(Dtype::F32, 1 << 28);
+    dev.fill(&mut memory, 1.0);
+    let seconds = time(|| {
+        black_box(dev.read_bytes(&memory));
+    });
+    println!("read: {:.1} GB/s", memory.bytes() as f64 / seconds / 1e9);
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let isa =
@@ -189,6 +204,7 @@ fn main() {
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
+<<<<<<< HEAD
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
@@ -198,6 +214,9 @@ fn main() {
         });
         println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
     }
+=======
+    limits(dev);
+>>>>>>> bench
     for dtype in [Dtype::F32, Dtype::Bf16] {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);
