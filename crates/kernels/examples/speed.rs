@@ -204,19 +204,7 @@ fn main() {
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
-<<<<<<< HEAD
-    let mut flops = 0;
-    let seconds = time(|| flops = dev.multiply_adds(20_000));
-    println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
-    if let Some(flops) = dev.tile_multiply_adds(100) {
-        let seconds = time(|| {
-            dev.tile_multiply_adds(20_000);
-        });
-        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
-    }
-=======
     limits(dev);
->>>>>>> bench
     for dtype in [Dtype::F32, Dtype::Bf16] {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);

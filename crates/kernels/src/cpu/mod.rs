@@ -32,6 +32,8 @@ mod scratch;
 mod split;
 mod tier;
 #[cfg(target_arch = "x86_64")]
+mod tile_gradient;
+#[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -89,38 +91,6 @@ impl Cpu {
         self.pool.split(work > GRAIN, parts, body);
     }
 
-<<<<<<< HEAD
-    /// Does `rounds` multiply-adds in each lane of some registers on every thread, and nothing else. Returns
-    /// the number of floating-point operations, two per multiply-add: the most that kernels of this tier in
-    /// f32 could do in the time that the call takes.
-    pub fn multiply_adds(&self, rounds: usize) -> u64 {
-        // Several chunks per thread, so that a thread that starts late does not leave others idle.
-        let chunks = 16 * self.threads();
-        let done = AtomicU64::new(0);
-        self.pool.run(chunks, |_| {
-            done.fetch_add(self.isa.run(MultiplyAdds(rounds)), Ordering::Relaxed);
-        });
-        done.into_inner()
-    }
-
-    /// As [`Cpu::multiply_adds`], with tiles of bf16; `None` on tiers without them.
-    pub fn tile_multiply_adds(&self, rounds: usize) -> Option<u64> {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(amx) = self.isa.amx() {
-            let done = AtomicU64::new(0);
-            let number = |i: u32| half::bf16::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-7 - 0.8);
-            let x: Vec<_> = (0..(4 * amx::SIDE * amx::STEP) as u32).map(number).collect();
-            self.pool.run(16 * self.threads(), |_| {
-                done.fetch_add(amx::Tiles::new(amx, amx::SIDE).spin_bf16(&x, rounds), Ordering::Relaxed);
-            });
-            return Some(done.into_inner());
-        }
-        let _ = rounds;
-        None
-    }
-
-=======
->>>>>>> bench
     /// Calls `body` with each row of `width` elements of `y` and its number.
     fn rows(&self, y: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
         if width == 0 {
