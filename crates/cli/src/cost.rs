@@ -17,7 +17,7 @@ pub(crate) struct Cost {
     pub(crate) read_per_token: u64,
     /// Convolution windows and SSM states of one sequence, whatever its length.
     pub(crate) state: u64,
-    /// Keys and values that each token adds.
+    /// Keys and values that each token adds: in bf16 where matrices are.
     pub(crate) kv_per_token: u64,
     /// Floating-point operations of the linear maps for one token, two per weight used.
     pub(crate) linear_flops: u64,
@@ -42,7 +42,7 @@ impl Cost {
             weights: specs.iter().map(bytes).sum(),
             read_per_token: row + specs.iter().map(|s| bytes(s) * reads(config, s, sites)).sum::<u64>(),
             state: layers * (n + k - 1) * e * 4,
-            kv_per_token: sites * 2 * config.kv_width() as u64 * 4,
+            kv_per_token: sites * 2 * config.kv_width() as u64 * matrix,
             linear_flops: specs
                 .iter()
                 .filter(|s| multiplies(s))
@@ -90,7 +90,7 @@ mod tests {
         // 11,518,246,912 weights take part in products, the shared block's 13 times.
         assert_eq!(cost.linear_flops, 2 * 11_518_246_912);
         assert_eq!(cost.attention_flops_per_context, 13 * 4 * 7424);
-        assert_eq!(cost.kv_per_token, 2 * 386_048);
+        assert_eq!(cost.kv_per_token, 386_048);
         assert_eq!(cost.state, 76 * 7424 * (16 + 3) * 4);
         // All weights in bf16 are 14.465 GB; vectors and scan parameters in f32 add a little.
         assert!(cost.weights > 2 * 7_232_490_496 && cost.weights < 14_600_000_000);
