@@ -244,6 +244,12 @@ fn main() {
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
+    if let Some(flops) = dev.tile_multiply_adds(100) {
+        let seconds = time(|| {
+            dev.tile_multiply_adds(20_000);
+        });
+        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
+    }
     if only.as_deref() == Some("attention") {
         return attentions(dev);
     }
