@@ -192,7 +192,7 @@ pub struct ScanGrads<'a> {
 ///
 /// With `bf16`, operands of products are rounded to bf16 and sums are kept in f32: `q`, `k`, `v` and `dy` by
 /// [`crate::round_bf16`], and the weights of the values and the gradients of the scores in any scale that
-/// suits the kernel, so that each is off by up to 2^-9 of itself.
+/// suits the kernel, so that each is off by up to 2^-8 of itself.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Tokens.

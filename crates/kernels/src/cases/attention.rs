@@ -2,7 +2,7 @@
 //!
 //! Bounds: a score is a sum of `p` products; its error and that of the log-sum scale each weight, and an
 //! output is a sum over keys. The gradients add the cancellation of `dy . v - dy . y`. In bf16 the operands
-//! that are inputs are exact; each weight, and each gradient of a score, is off by 2^-9 of itself besides.
+//! that are inputs are exact; each weight, and each gradient of a score, is off by 2^-8 of itself besides.
 
 use super::{Checks, Grads, Input, Op, Rng, describe, packed, placed, rubbish, take, tokens};
 use crate::reference::attention::{AttentionArrays, attention, attention_bwd};

@@ -95,8 +95,8 @@ impl Real for Dual {
 /// Unit roundoff of f32: one rounded operation changes a result by at most this fraction.
 pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
 
-/// Unit roundoff of bf16.
-pub(crate) const UNIT_BF16: f64 = 1.0 / (1 << 9) as f64;
+/// Unit roundoff of bf16, which has 8 bits of significand.
+pub(crate) const UNIT_BF16: f64 = 1.0 / (1 << 8) as f64;
 
 /// What a kernel's own elementary functions may be off by, in [`UNIT`]s: 4 ulp of f32. Relative for exp,
 /// ln and ln_1p; absolute for erf, which the definitions only use as `1 + erf`.

@@ -103,7 +103,13 @@ pub(super) fn attention(cpu: &Cpu, y: &mut Buf, lse: Option<&mut Buf>, a: Attent
     assert!(lse.as_ref().is_none_or(|l| l.len() == a.t * a.h), "sums of attention");
     let (y, lse) = (y.f32_mut(), lse.map(Buf::f32_mut));
     if a.bf16 {
-        with_blocks(cpu, &a, |blocks| forward(cpu, y, lse, arrays, blocks));
+        with_blocks(cpu, &a, |blocks| {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = cpu.isa.amx() {
+                return super::tile_attention::attention(cpu, amx, y, lse, arrays, blocks);
+            }
+            forward(cpu, y, lse, arrays, blocks);
+        });
     } else {
         let source = InRows { arrays, k: a.k.f32(), v: a.v.f32(), slot_rows: a.slot_rows };
         forward(cpu, y, lse, arrays, source);

@@ -32,6 +32,8 @@ mod scratch;
 mod split;
 mod tier;
 #[cfg(target_arch = "x86_64")]
+mod tile_attention;
+#[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -27,7 +27,7 @@ pub(crate) trait Real:
     /// The number rounded to bf16. The derivative of rounding is taken to be one.
     fn to_bf16(self) -> Self;
     /// A weight that a kernel may round to bf16 after scaling it as it likes: no other value, but off by up
-    /// to 2^-9 of it.
+    /// to 2^-8 of it.
     fn rounded_weight(self) -> Self;
     /// Exponential.
     fn exp(self) -> Self;
