@@ -7,7 +7,7 @@
 //! two differ in how keys and values lie in memory ([`Source`]).
 
 use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape, with_blocks};
-use super::math::exp;
+use super::math::exp_weight;
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
@@ -479,11 +479,11 @@ fn soften<S: Tier>(row: &mut [f32], running: &mut (f32, f32), seen: usize, scale
     let shift = V::<S>::splat(max);
     let mut sum = V::zero();
     for part in row.as_chunks_mut::<LANES>().0 {
-        let weights = exp(V::of(part) - shift);
+        let weights = exp_weight(V::of(part) - shift);
         weights.to(part);
         sum = sum + weights;
     }
-    let keep = exp(V::<S>::splat(running.0 - max)).lanes()[0];
+    let keep = exp_weight(V::<S>::splat(running.0 - max)).lanes()[0];
     *running = (max, S::fma1(running.1, keep, sum.sum()));
     keep
 }

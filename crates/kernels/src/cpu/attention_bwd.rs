@@ -5,7 +5,7 @@
 //! output is then summed by one thread in the order of the other side's positions.
 
 use super::attention::{Arrays, KEYS, QUERIES, Rows, dots, weigh};
-use super::math::exp;
+use super::math::exp_weight;
 use super::norm::dot;
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
@@ -37,6 +37,11 @@ pub(super) fn attention_bwd(
     let grads = [dq.f32_mut(), dk.f32_mut(), dv.f32_mut()];
     if !a.bf16 {
         return backward(cpu, grads, y, lse, Inputs { dy, k, v, lse, means: &[], arrays });
+    }
+    #[cfg(target_arch = "x86_64")]
+    if let Some(amx) = cpu.isa.amx() {
+        let inputs = super::tile_attention_bwd::Inputs { arrays, k, v, dy, y, lse };
+        return super::tile_attention_bwd::attention_bwd(cpu, amx, grads, inputs);
     }
     // Operands that are rounded beforehand, and nothing else rounded.
     let (q_len, k_len) = (q.len().next_multiple_of(LANES), k.len().next_multiple_of(LANES));
@@ -150,7 +155,7 @@ impl<'a> Inputs<'a> {
             let (weights, dscores) = (&mut weights[r * KEYS..][..KEYS], &mut dscores[r * KEYS..][..KEYS]);
             let parts = weights.as_chunks_mut::<LANES>().0.iter_mut().zip(dscores.as_chunks_mut::<LANES>().0);
             for (w, d) in parts.take(keys.div_ceil(LANES)) {
-                let weights = exp(V::of(w) * scale - lse);
+                let weights = exp_weight(V::of(w) * scale - lse);
                 weights.to(w);
                 (weights * (V::of(d) - mean) * scale).to(d);
             }

@@ -34,6 +34,8 @@ mod tier;
 #[cfg(target_arch = "x86_64")]
 mod tile_attention;
 #[cfg(target_arch = "x86_64")]
+mod tile_attention_bwd;
+#[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;

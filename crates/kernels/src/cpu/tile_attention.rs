@@ -11,18 +11,18 @@ use half::bf16;
 use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles};
 use super::attention::Arrays;
 use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape};
-use super::math::exp;
+use super::math::exp_weight;
 use super::pack::Block;
 use super::split::{Columns, Tile, Tiles as Pieces};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::Span;
 
-/// Keys per block of the running softmax. With [`QUERIES`] and heads of 464 columns: 240 KiB of keys, as much of
-/// values and of unfinished results, 128 KiB of scores.
+/// Keys per block of the running softmax: 32 KiB of scores for two sets of 16 queries.
 const KEYS: usize = 256;
-/// Queries per chunk.
-const QUERIES: usize = 128;
+/// Queries per chunk. With heads of 464 columns: 240 KiB of queries, twice as much of unfinished results and of a
+/// block of keys and values, so that all stay in L2.
+const QUERIES: usize = 256;
 /// Elements of a tile of C.
 const TILE: usize = SIDE * SIDE;
 /// Elements of a tile of A or B.
@@ -45,7 +45,7 @@ impl Widths {
     /// Working memory of a chunk, in floats: scores, results, and as pairs of bf16 queries and weights.
     fn memory(self) -> [usize; 4] {
         let sets = QUERIES / SIDE;
-        [sets * KEYS * SIDE, sets * self.groups * TILE, sets * self.steps * HALF / 2, sets * KEYS * SIDE / 2]
+        [2 * KEYS * SIDE, sets * self.groups * TILE, sets * self.steps * HALF / 2, sets * KEYS * SIDE / 2]
     }
 }
 
@@ -72,7 +72,19 @@ pub(super) fn attention(
             let (queries, weights) = rest.split_at_mut(sizes[2]);
             let (queries, weights) = (bytemuck::cast_slice_mut(queries), bytemuck::cast_slice_mut(weights));
             let tiles = Tiles::new(amx, SIDE);
-            cpu.isa.run(Forward { amx, tiles, y, lse, scores, sums, queries, weights, widths, arrays, blocks });
+            cpu.isa.run(Forward {
+                amx,
+                tiles,
+                y,
+                lse,
+                scores,
+                sums,
+                queries,
+                weights,
+                widths,
+                arrays,
+                blocks,
+            });
         });
     });
 }
@@ -83,7 +95,7 @@ struct Forward<'a> {
     tiles: Tiles,
     y: Tile<'a, f32>,
     lse: Option<Tile<'a, f32>>,
-    /// `[sets][KEYS][16]`
+    /// Of two sets, `[2][KEYS][16]`.
     scores: &'a mut [f32],
     /// Unfinished results, `[sets][groups][16][16]`.
     sums: &'a mut [f32],
@@ -142,8 +154,8 @@ impl Forward<'_> {
                 let seen = (pos + end).saturating_sub(key).min(KEYS);
                 *pair = Pair { set, sets: (sets - set).min(2), blocks: seen.div_ceil(BLOCK) };
             }
-            self.scores(kv, key / BLOCK, pairs);
-            for pair in &*pairs {
+            for pair in pairs.iter().filter(|pair| pair.blocks > 0) {
+                self.scores(kv, key / BLOCK, *pair);
                 for set in pair.set..pair.set + pair.sets {
                     // Keys of the block up to here are seen by the first query of the set.
                     let off = (pos + set * SIDE) as isize - key as isize;
@@ -165,23 +177,19 @@ impl Forward<'_> {
         }
     }
 
-    /// Scores of the keys from block `first` on. Those of queries that do not see a block at all are left out.
-    fn scores(&mut self, kv: HeadBlocks, first: usize, pairs: &[Pair]) {
+    /// Scores of the keys from block `first` on that the pair sees.
+    fn scores(&mut self, kv: HeadBlocks, first: usize, pair: Pair) {
         let steps = self.widths.steps;
-        let most = pairs.iter().map(|pair| pair.blocks).max().unwrap_or(0);
-        for block in 0..most {
+        let b = &self.queries[pair.set * steps * HALF..];
+        let b = Spread { x: b, tile: steps * HALF, step: HALF };
+        for block in 0..pair.blocks {
             let a = A { x: kv.keys(first + block), row: STEP, step: BLOCK * STEP, tile: HALF };
-            for pair in pairs.iter().filter(|pair| block < pair.blocks) {
-                let b = &self.queries[pair.set * steps * HALF..];
-                let b = Spread { x: b, tile: steps * HALF, step: HALF };
-                let x = &mut self.scores[(pair.set * KEYS + block * BLOCK) * SIDE..];
-                let c = C { x, a: TILE, b: KEYS * SIDE };
-                let ahead = Ahead::nothing(b.x);
-                if pair.sets == 2 {
-                    self.tiles.spread_bf16::<2, 2>(c, a, b, steps, true, ahead);
-                } else {
-                    self.tiles.spread_bf16::<2, 1>(c, a, b, steps, true, ahead);
-                }
+            let c = C { x: &mut self.scores[block * BLOCK * SIDE..], a: TILE, b: KEYS * SIDE };
+            let ahead = Ahead::nothing(b.x);
+            if pair.sets == 2 {
+                self.tiles.spread_bf16::<2, 2>(c, a, b, steps, true, ahead);
+            } else {
+                self.tiles.spread_bf16::<2, 1>(c, a, b, steps, true, ahead);
             }
         }
     }
@@ -192,33 +200,39 @@ impl Forward<'_> {
     #[inline(always)]
     fn soften<S: Tier>(&mut self, set: usize, blocks: usize, off: isize, running: &mut Running, first: bool) {
         let keys = blocks * BLOCK;
-        let scores = self.scores[set * KEYS * SIDE..][..keys * SIDE].as_chunks_mut::<LANES>().0;
+        let x = &mut self.scores[set % 2 * KEYS * SIDE..][..keys * SIDE];
         let clear = (off + 1).clamp(0, keys as isize) as usize;
-        let (scale, mut top) = (V::<S>::splat(self.arrays.scale), V::of(&running.max));
-        for row in &mut scores[..clear] {
-            let score = V::of(row) * scale;
-            score.to(row);
-            // NaN is passed over here, but its exponential below is NaN, and so is the sum.
-            top = score.larger(top);
+        let (all, some) = x.as_chunks_mut::<LANES>().0.split_at_mut(clear);
+        let scale = V::<S>::splat(self.arrays.scale);
+        let lanes =
+            V::of(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0]);
+        let mut top = V::of(&running.max);
+        // NaN is passed over here, but its exponential below is NaN, and so is the sum.
+        for row in &*all {
+            top = (V::of(row) * scale).larger(top);
         }
-        let lanes = V::of(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0]);
-        let hidden = V::splat(f32::NEG_INFINITY);
-        for (k, row) in scores.iter_mut().enumerate().skip(clear) {
-            let until = V::splat((k as isize - off) as f32);
-            let score = lanes.below(until, hidden, V::of(row) * scale);
-            score.to(row);
-            top = score.larger(top);
+        // The query of lane `l` does not see the key if `l` is below this.
+        let mut until = V::splat((clear as isize - off) as f32);
+        for row in &*some {
+            top = lanes.below(until, top, (V::of(row) * scale).larger(top));
+            until = until + V::splat(1.0);
         }
         let mut sum = V::zero();
-        for row in scores.iter_mut() {
-            let weight = exp(V::of(row) - top);
+        for row in all {
+            let weight = exp_weight(V::of(row) * scale - top);
             weight.to(row);
             sum = sum + weight;
         }
-        let keep = exp(V::of(&running.max) - top);
+        let mut until = V::splat((clear as isize - off) as f32);
+        for row in some {
+            let weight = lanes.below(until, V::zero(), exp_weight(V::of(row) * scale - top));
+            weight.to(row);
+            sum = sum + weight;
+            until = until + V::splat(1.0);
+        }
+        let keep = exp_weight(V::of(&running.max) - top);
         V::of(&running.sum).fma(keep, sum).to(&mut running.sum);
         top.to(&mut running.max);
-        let x = &self.scores[set * KEYS * SIDE..][..keys * SIDE];
         let weights = &mut self.weights[set * KEYS * SIDE..][..keys * SIDE];
         self.amx.pack_transposed(weights, Block { x, stride: SIDE, rows: keys, cols: SIDE });
         let keep = keep.lanes();
@@ -254,7 +268,15 @@ impl Forward<'_> {
 
     /// `steps` blocks of values from block `first + block` on, two groups of columns.
     #[inline]
-    fn weigh_pair(&mut self, kv: HeadBlocks, first: usize, pair: Pair, group: usize, block: usize, steps: usize) {
+    fn weigh_pair(
+        &mut self,
+        kv: HeadBlocks,
+        first: usize,
+        pair: Pair,
+        group: usize,
+        block: usize,
+        steps: usize,
+    ) {
         let groups = self.widths.groups;
         let x = &self.weights[(pair.set * KEYS + block * BLOCK) * SIDE..];
         let a = A { x, row: STEP, step: HALF, tile: KEYS * SIDE };
