@@ -33,6 +33,16 @@ impl<'a> Rows<'a> {
         &self.x[self.at + r * self.stride..][..self.width]
     }
 
+    /// Rows `rows` as far as there are any.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn prefetch(&self, rows: std::ops::Range<usize>) {
+        for r in rows {
+            let row = self.x.get(self.at + r * self.stride..).unwrap_or_default();
+            super::amx::prefetch(&row[..self.width.min(row.len())]);
+        }
+    }
+
     /// The same rows, counted from row `r`.
     pub(super) fn from(self, r: usize) -> Self {
         Rows { at: self.at + r * self.stride, ..self }

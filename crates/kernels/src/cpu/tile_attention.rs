@@ -8,7 +8,7 @@
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles};
+use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles, prefetch};
 use super::attention::Arrays;
 use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape};
 use super::math::exp_weight;
@@ -23,6 +23,10 @@ const KEYS: usize = 256;
 /// Queries per chunk. With heads of 464 columns: 240 KiB of queries, twice as much of unfinished results and of a
 /// block of keys and values, so that all stay in L2.
 const QUERIES: usize = 256;
+/// Steps along a row of keys per pass: 16 KiB of queries and as much of keys.
+const PASS: usize = 8;
+/// Rows between the one at work and the one that is fetched.
+const AHEAD: usize = 8;
 /// Elements of a tile of C.
 const TILE: usize = SIDE * SIDE;
 /// Elements of a tile of A or B.
@@ -172,24 +176,30 @@ impl Forward<'_> {
         let size = self.widths.steps * HALF;
         for (set, tiles) in self.queries.chunks_exact_mut(size).take(count.div_ceil(SIDE)).enumerate() {
             let rows = SIDE.min(count - set * SIDE);
+            q.prefetch((set + 1) * SIDE..count.min((set + 2) * SIDE));
             let x = &q.x[q.at + set * SIDE * q.stride..];
             self.amx.pack_rows(tiles, Block { x, stride: q.stride, rows, cols: q.width }, SIDE);
         }
     }
 
-    /// Scores of the keys from block `first` on that the pair sees.
+    /// Scores of the keys from block `first` on that the pair sees, in passes over as many columns of the queries
+    /// as stay in L1 while keys go by.
     fn scores(&mut self, kv: HeadBlocks, first: usize, pair: Pair) {
-        let steps = self.widths.steps;
-        let b = &self.queries[pair.set * steps * HALF..];
-        let b = Spread { x: b, tile: steps * HALF, step: HALF };
-        for block in 0..pair.blocks {
-            let a = A { x: kv.keys(first + block), row: STEP, step: BLOCK * STEP, tile: HALF };
-            let c = C { x: &mut self.scores[block * BLOCK * SIDE..], a: TILE, b: KEYS * SIDE };
-            let ahead = Ahead::nothing(b.x);
-            if pair.sets == 2 {
-                self.tiles.spread_bf16::<2, 2>(c, a, b, steps, true, ahead);
-            } else {
-                self.tiles.spread_bf16::<2, 1>(c, a, b, steps, true, ahead);
+        let all = self.widths.steps;
+        for from in (0..all).step_by(PASS) {
+            let steps = PASS.min(all - from);
+            let b = &self.queries[(pair.set * all + from) * HALF..];
+            let b = Spread { x: b, tile: all * HALF, step: HALF };
+            for block in 0..pair.blocks {
+                let a = &kv.keys(first + block)[from * BLOCK * STEP..];
+                let a = A { x: a, row: STEP, step: BLOCK * STEP, tile: HALF };
+                let c = C { x: &mut self.scores[block * BLOCK * SIDE..], a: TILE, b: KEYS * SIDE };
+                let ahead = Ahead::nothing(b.x);
+                if pair.sets == 2 {
+                    self.tiles.spread_bf16::<2, 2>(c, a, b, steps, from == 0, ahead);
+                } else {
+                    self.tiles.spread_bf16::<2, 1>(c, a, b, steps, from == 0, ahead);
+                }
             }
         }
     }
@@ -301,6 +311,9 @@ impl Forward<'_> {
             let (set, lane) = (r / SIDE, r % SIDE);
             let (max, sum) = (running[set].max[lane], running[set].sum[lane]);
             let scale = V::<S>::splat(1.0 / sum);
+            if r + AHEAD < count {
+                prefetch(self.y.row(row + r + AHEAD));
+            }
             for (group, y) in self.y.row_mut(row + r).chunks_mut(SIDE).enumerate() {
                 let x = &self.sums[(set * groups + group) * TILE + lane * SIDE..];
                 // Adding zero makes one of both zeros, whichever a sum of nothing but zeros came to.

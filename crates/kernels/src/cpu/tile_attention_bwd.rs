@@ -7,7 +7,7 @@
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles};
+use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles, prefetch};
 use super::attention::{Arrays, Rows};
 use super::kv::{STEP, Shape};
 use super::math::exp_weight;
@@ -22,6 +22,8 @@ use crate::round_bf16;
 const BLOCK: usize = 128;
 /// Steps of a block when the sum runs over it.
 const STEPS: usize = BLOCK / STEP;
+/// Rows between the one at work and the one that is fetched.
+const AHEAD: usize = 8;
 /// Elements of a tile of C.
 const TILE: usize = SIDE * SIDE;
 /// Elements of a tile of A or B.
@@ -242,6 +244,7 @@ impl Backward<'_> {
         // Free until the first block; a head is never wider.
         let rounded = &mut m.scores[..a.p];
         for r in 0..len {
+            y.prefetch(r + AHEAD..len.min(r + AHEAD + 1));
             for (rounded, dy) in rounded.iter_mut().zip(dy.row(r)) {
                 *rounded = round_bf16(*dy);
             }
@@ -284,7 +287,10 @@ impl Backward<'_> {
         let v = a.like_k(self.inputs.v, head).from(row);
         for (to, from) in [(&mut *m.k_rows, k), (&mut *m.v_rows, v)] {
             let (rows, rest) = to.split_at_mut(count * width);
-            self.amx.pack_plain(rows, all(from, count));
+            for (r, row) in rows.chunks_exact_mut(width).enumerate() {
+                from.prefetch(r + AHEAD..count.min(r + AHEAD + 1));
+                self.amx.pack_plain(row, all(from.from(r), 1));
+            }
             rest.fill(bf16::ZERO);
         }
         let size = count.div_ceil(STEP) * HALF;
@@ -416,6 +422,7 @@ fn pack_rows(amx: Amx, out: &mut [bf16], x: Rows, len: usize, sizes: Sizes) {
     for (set, tiles) in out[..sizes.rows()].chunks_exact_mut(size).enumerate() {
         let rows = SIDE.min(len.saturating_sub(set * SIDE));
         let from = x.from((set * SIDE).min(len - 1));
+        x.prefetch((set + 1) * SIDE..len.min((set + 2) * SIDE));
         amx.pack_rows(tiles, all(from, rows), SIDE);
     }
 }
@@ -439,6 +446,9 @@ fn add<S: Tier>(
     groups: usize,
 ) {
     for r in 0..count {
+        if r + AHEAD < count {
+            prefetch(&y.row(row + r + AHEAD)[at..][..width]);
+        }
         let y = &mut y.row_mut(row + r)[at..][..width];
         for (group, y) in y.chunks_mut(SIDE).enumerate() {
             V::<S>::load(&x[(r / SIDE * groups + group) * TILE + r % SIDE * SIDE..]).add_to(y);
