@@ -232,6 +232,21 @@ fn others(dev: &Cpu) {
     );
 }
 
+/// What the machine can do at most.
+fn limits(dev: &Cpu) {
+    for unit in dev.units() {
+        let mut operations = 0;
+        let seconds = time(|| operations = dev.operations(unit, 20_000));
+        println!("{unit}: {:.3} Tera-operations/s", operations as f64 / seconds / 1e12);
+    }
+    let mut memory = dev.alloc(Dtype::F32, 1 << 28);
+    dev.fill(&mut memory, 1.0);
+    let seconds = time(|| {
+        black_box(dev.read_bytes(&memory));
+    });
+    println!("read: {:.1} GB/s", memory.bytes() as f64 / seconds / 1e9);
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let isa =
@@ -241,15 +256,7 @@ fn main() {
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
-    let mut flops = 0;
-    let seconds = time(|| flops = dev.multiply_adds(20_000));
-    println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
-    if let Some(flops) = dev.tile_multiply_adds(100) {
-        let seconds = time(|| {
-            dev.tile_multiply_adds(20_000);
-        });
-        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
-    }
+    limits(dev);
     if only.as_deref() == Some("attention") {
         return attentions(dev);
     }

@@ -67,6 +67,18 @@ impl State {
         self.context
     }
 
+    /// Bytes of one slot that do not grow with its tokens.
+    pub fn recurrent_bytes(&self) -> usize {
+        self.mamba.iter().map(|m| m.window.bytes() + m.ssm.bytes()).sum::<usize>() / self.slots()
+    }
+
+    /// Bytes of keys and values that a token adds, on average over many: a device makes room for several at once.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        const MANY: usize = 1 << 12;
+        let bytes = |b: &Buf| self.dev.cache_len(b.dtype(), MANY, self.kv, self.p) * b.dtype().size() / MANY;
+        self.sites.iter().map(|s| bytes(&s.k) + bytes(&s.v)).sum()
+    }
+
     /// Forgets the sequence in `slot`. The next span there must begin at position 0, which ignores
     /// whatever the buffers hold.
     pub fn reset(&mut self, slot: usize) {

@@ -195,15 +195,29 @@ pub(super) struct C<'a> {
     pub(super) b: usize,
 }
 
-/// Rows that will be needed soon: in each step a line of each is fetched into L2. Any address may be given, it is never read.
+/// What will be needed soon and is fetched into L2 meanwhile: in each step a line of each of two rows, and two
+/// lines of a run. Nothing is read, so any address will do.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead<T>(pub(super) [*const T; 2]);
+pub(super) struct Ahead<T> {
+    pub(super) rows: [*const T; 2],
+    pub(super) run: *const T,
+}
 
 impl<T> Ahead<T> {
-    /// Nothing to fetch: the same line again and again.
+    /// Nothing in particular: what lies behind `near`.
     pub(super) fn nothing(near: &[T]) -> Self {
-        Ahead([near.as_ptr(); 2])
+        Ahead { rows: [near.as_ptr(); 2], run: near.as_ptr() }
     }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a, T> {
+    Zero,
+    /// What the tiles of C hold.
+    Own,
+    /// Tiles laid out as those of C.
+    From(&'a [T]),
 }
 
 /// Fetches the lines of `x` into L2. Rows that lie pages apart need it: the processor's own prefetching ends
@@ -221,7 +235,8 @@ pub(super) fn prefetch<T>(x: &[T]) {
 struct Loop {
     a: [*const u8; 2],
     b: [*const u8; 2],
-    ahead: [*const u8; 2],
+    rows: [*const u8; 2],
+    run: *const u8,
     a_row: usize,
     a_step: usize,
     b_row: usize,
@@ -241,16 +256,20 @@ macro_rules! steps {
             "add {a1}, {a_step}",
             "add {b0}, {b_step}",
             "add {b1}, {b_step}",
+            "prefetcht1 [{p2}]",
+            "prefetcht1 [{p2} + 64]",
             "add {p0}, 64",
             "add {p1}, 64",
+            "add {p2}, 128",
             "dec {count}",
             "jnz 2b",
             a0 = inout(reg) $l.a[0] => _,
             a1 = inout(reg) $l.a[1] => _,
             b0 = inout(reg) $l.b[0] => _,
             b1 = inout(reg) $l.b[1] => _,
-            p0 = inout(reg) $l.ahead[0] => _,
-            p1 = inout(reg) $l.ahead[1] => _,
+            p0 = inout(reg) $l.rows[0] => _,
+            p1 = inout(reg) $l.rows[1] => _,
+            p2 = inout(reg) $l.run => _,
             count = inout(reg) $l.steps => _,
             a_row = in(reg) $l.a_row,
             a_step = in(reg) $l.a_step,
@@ -277,8 +296,8 @@ macro_rules! product {
         impl Tiles {
             $(#[$doc])*
             ///
-            /// `c` holds the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together. They
-            /// are overwritten if `first`, else added to.
+            /// `c` receives the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together. They
+            /// start from `start`.
             ///
             /// # Panics
             /// If a slice is too short, or there is no step.
@@ -286,10 +305,10 @@ macro_rules! product {
             pub(super) fn $name<const M: usize, const N: usize>(
                 &self,
                 c: &mut [$type_c],
+                start: Start<$type_c>,
                 a: A<$type_a>,
                 b: B<$type_b>,
                 steps: usize,
-                first: bool,
                 ahead: Ahead<$type_a>,
             ) {
                 const { assert!(M >= 1 && M <= 2 && N >= 1 && N <= 2) }
@@ -299,27 +318,36 @@ macro_rules! product {
                 assert!(steps > 0 && c.len() >= M * N * size, "tiles of C");
                 assert!(a.end(M, steps, WIDTH) <= a.x.len(), "tiles of A");
                 assert!((N - 1) * b.tile + steps * size * ADJACENT <= b.x.len(), "tiles of B");
-                let c = c.as_mut_ptr();
-                let c = [c, c.wrapping_add(size), c.wrapping_add(N * size), c.wrapping_add(3 * size)];
+                let places = [0, size, N * size, 3 * size];
+                let c = places.map(|at| c.as_mut_ptr().wrapping_add(at));
+                let before = match start {
+                    Start::Zero => None,
+                    Start::Own => Some(c.map(<*mut $type_c>::cast_const)),
+                    Start::From(before) => {
+                        assert!(before.len() >= M * N * size, "tiles of C");
+                        Some(places.map(|at| before.as_ptr().wrapping_add(at)))
+                    }
+                };
                 let b = Spread { x: b.x, tile: b.tile, step: size * ADJACENT };
-                // SAFETY: each tile of C is `size` numbers within `c`, tile `(1, 0)` being the one after the `N` of
-                // the first row; those of A and B lie within their slices, as asserted above.
-                unsafe { self.$raw::<M, N>(c, a, b, steps, first, ahead) }
+                // SAFETY: each tile of C is `size` numbers within `c`, and so is its start; those of A and B lie
+                // within their slices, as asserted above.
+                unsafe { self.$raw::<M, N>(c, before, a, b, steps, ahead) }
             }
 
-            /// The same with tiles `(0, 0)`, `(0, 1)`, `(1, 0)` and `(1, 1)` of C at `c`.
+            /// The same with tiles `(0, 0)`, `(0, 1)`, `(1, 0)` and `(1, 1)` of C at `c`, and what they start from
+            /// at `before`.
             ///
             /// # Safety
-            /// Each of the `M * N` tiles of C is 16 times `columns` numbers that may be written. Tiles of A and B lie
-            /// within their slices, and there is a step.
+            /// Each of the `M * N` tiles of C is 16 times `columns` numbers that may be written, and as many may be
+            /// read for each before. Tiles of A and B lie within their slices, and there is a step.
             #[inline]
             unsafe fn $raw<const M: usize, const N: usize>(
                 &self,
                 c: [*mut $type_c; 4],
+                before: Option<[*const $type_c; 4]>,
                 a: A<$type_a>,
                 b: Spread<$type_b>,
                 steps: usize,
-                first: bool,
                 ahead: Ahead<$type_a>,
             ) {
                 let row = 4 * self.columns;
@@ -329,7 +357,8 @@ macro_rules! product {
                 let l = Loop {
                     a: [a0.cast(), a1.cast()],
                     b: [b0.cast(), b1.cast()],
-                    ahead: ahead.0.map(<*const $type_a>::cast),
+                    rows: ahead.rows.map(<*const $type_a>::cast),
+                    run: ahead.run.cast(),
                     a_row: a.row * size_of::<$type_a>(),
                     a_step: a.step * size_of::<$type_a>(),
                     b_row: row,
@@ -339,7 +368,18 @@ macro_rules! product {
                 // SAFETY: `self` says that the tiles are configured for `columns`; the caller vouches for all memory
                 // but that of prefetches, which do not fault, whatever their address.
                 unsafe {
-                    if first {
+                    if let Some(before) = before {
+                        c_tile!("load", "0", before[0], row);
+                        if N == 2 {
+                            c_tile!("load", "1", before[1], row);
+                        }
+                        if M == 2 {
+                            c_tile!("load", "2", before[2], row);
+                        }
+                        if M * N == 4 {
+                            c_tile!("load", "3", before[3], row);
+                        }
+                    } else {
                         asm!("tilezero tmm0", options(nostack, nomem));
                         if N == 2 {
                             asm!("tilezero tmm1", options(nostack, nomem));
@@ -349,17 +389,6 @@ macro_rules! product {
                         }
                         if M * N == 4 {
                             asm!("tilezero tmm3", options(nostack, nomem));
-                        }
-                    } else {
-                        c_tile!("load", "0", c[0], row);
-                        if N == 2 {
-                            c_tile!("load", "1", c[1], row);
-                        }
-                        if M == 2 {
-                            c_tile!("load", "2", c[2], row);
-                        }
-                        if M * N == 4 {
-                            c_tile!("load", "3", c[3], row);
                         }
                     }
                     match (M, N) {
@@ -423,7 +452,8 @@ product!(
 );
 
 impl Tiles {
-    /// As [`Tiles::product_bf16`] for tiles of B and C that may lie apart.
+    /// As [`Tiles::product_bf16`] for tiles of B and C that may lie apart: C is overwritten if `first`, else
+    /// added to.
     ///
     /// # Panics
     /// If a slice is too short, or there is no step.
@@ -443,17 +473,32 @@ impl Tiles {
         assert!(a.end(M, steps, STEP) <= a.x.len(), "tiles of A");
         assert!((N - 1) * b.tile + (steps - 1) * b.step + 2 * size <= b.x.len(), "tiles of B");
         let at = c.x.as_mut_ptr();
-        let c = [at, at.wrapping_add(c.b), at.wrapping_add(c.a), at.wrapping_add(c.a + c.b)];
+        let c = [0, c.b, c.a, c.a + c.b].map(|place| at.wrapping_add(place));
+        let before = if first { None } else { Some(c.map(<*mut f32>::cast_const)) };
         // SAFETY: each tile of C is `size` numbers and one of B twice as many, and all tiles lie within their
         // slices, as asserted above.
-        unsafe { self.raw_bf16::<M, N>(c, a, b, steps, first, ahead) }
+        unsafe { self.raw_bf16::<M, N>(c, before, a, b, steps, ahead) }
     }
 
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point
-    /// operations, two per product: the most that bf16 tiles could do in the time of the call.
-    pub(super) fn spin_bf16(&self, rounds: usize) -> u64 {
-        // SAFETY: the tiles are configured; no memory is touched.
+    /// operations, two per product: the most that bf16 tiles could do in the time of the call. The tiles are
+    /// filled from `x`: the unit is slower on numbers of many bits, which draw more power, than on zeros.
+    ///
+    /// # Panics
+    /// If `x` has less than four tiles.
+    pub(super) fn spin_bf16(&self, x: &[bf16], rounds: usize) -> u64 {
+        assert!(x.len() >= 4 * SIDE * STEP && self.columns == SIDE, "numbers to multiply");
+        // SAFETY: the tiles are configured; the loads read four tiles of `x`, which has them.
         unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {row}]",
+                "tileloadd tmm5, [{x} + {row} + 1024]",
+                "tileloadd tmm6, [{x} + {row} + 2048]",
+                "tileloadd tmm7, [{x} + {row} + 3072]",
+                x = in(reg) x.as_ptr(),
+                row = in(reg) 64_usize,
+                options(nostack, readonly),
+            );
             asm!(
                 "2:",
                 "tdpbf16ps tmm0, tmm4, tmm6",

@@ -8,7 +8,7 @@
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles, prefetch};
+use super::amx::{A, Ahead, Amx, C, SIDE, Spread, Tiles};
 use super::attention::Arrays;
 use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape};
 use super::math::exp_weight;
@@ -25,8 +25,6 @@ const KEYS: usize = 256;
 const QUERIES: usize = 256;
 /// Steps along a row of keys per pass: 16 KiB of queries and as much of keys.
 const PASS: usize = 8;
-/// Rows between the one at work and the one that is fetched.
-const AHEAD: usize = 8;
 /// Elements of a tile of C.
 const TILE: usize = SIDE * SIDE;
 /// Elements of a tile of A or B.
@@ -176,7 +174,6 @@ impl Forward<'_> {
         let size = self.widths.steps * HALF;
         for (set, tiles) in self.queries.chunks_exact_mut(size).take(count.div_ceil(SIDE)).enumerate() {
             let rows = SIDE.min(count - set * SIDE);
-            q.prefetch((set + 1) * SIDE..count.min((set + 2) * SIDE));
             let x = &q.x[q.at + set * SIDE * q.stride..];
             self.amx.pack_rows(tiles, Block { x, stride: q.stride, rows, cols: q.width }, SIDE);
         }
@@ -311,9 +308,6 @@ impl Forward<'_> {
             let (set, lane) = (r / SIDE, r % SIDE);
             let (max, sum) = (running[set].max[lane], running[set].sum[lane]);
             let scale = V::<S>::splat(1.0 / sum);
-            if r + AHEAD < count {
-                prefetch(self.y.row(row + r + AHEAD));
-            }
             for (group, y) in self.y.row_mut(row + r).chunks_mut(SIDE).enumerate() {
                 let x = &self.sums[(set * groups + group) * TILE + lane * SIDE..];
                 // Adding zero makes one of both zeros, whichever a sum of nothing but zeros came to.
