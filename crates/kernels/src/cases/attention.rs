@@ -147,6 +147,7 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             train(4, 2, 150, &[200]),
             // Beyond the blocks of queries and keys of the fast device.
             train(1, 1, 6, &[300, 40]),
+            train(2, 1, 272, &[70]),
             serve(2, 2, 17, 4, 12, &[(2, 1, 9), (0, 1, 0), (3, 1, 1)]),
             serve(4, 2, 8, 3, 110, &[(1, 2, 1), (2, 66, 2), (0, 1, 100)]),
             serve(3, 1, 33, 1, 200, &[(0, 1, 199)]),

@@ -96,6 +96,12 @@ impl<'a> HeadBlocks<'a> {
         &self.keys[block * self.shape.stride()..]
     }
 
+    /// Keys from block `block` on as far as there are any, to be fetched ahead.
+    #[inline(always)]
+    pub(super) fn ahead(&self, block: usize) -> &'a [bf16] {
+        self.keys.get(block * self.shape.stride()..).unwrap_or_default()
+    }
+
     /// Values from block `block` on.
     #[inline(always)]
     pub(super) fn values(&self, block: usize) -> &'a [bf16] {

@@ -138,6 +138,13 @@ impl Op for Forward<'_> {
     }
 }
 
+/// Four lines in each of `steps` steps, of which `before` have passed since the first element of `x`.
+fn four_lines(x: &[bf16], before: usize, steps: usize) -> Ahead<bf16> {
+    const LINE: usize = STEP;
+    let at = |lines: usize| x.as_ptr().wrapping_add((4 * before + lines) * LINE);
+    Ahead { rows: [at(2 * steps), at(3 * steps)], run: at(0) }
+}
+
 impl Forward<'_> {
     /// Queries of packed rows `from .. to`, all of one span.
     #[inline(always)]
@@ -188,10 +195,12 @@ impl Forward<'_> {
             let b = &self.queries[(pair.set * all + from) * HALF..];
             let b = Spread { x: b, tile: all * HALF, step: HALF };
             for block in 0..pair.blocks {
+                // Meanwhile the values of the block come to L2, some with each pair.
+                let part = pair.set / 2 * all + from;
+                let ahead = four_lines(kv.values(first + block), part, steps);
                 let a = &kv.keys(first + block)[from * BLOCK * STEP..];
                 let a = A { x: a, row: STEP, step: BLOCK * STEP, tile: HALF };
                 let c = C { x: &mut self.scores[block * BLOCK * SIDE..], a: TILE, b: KEYS * SIDE };
-                let ahead = Ahead::nothing(b.x);
                 if pair.sets == 2 {
                     self.tiles.spread_bf16::<2, 2>(c, a, b, steps, from == 0, ahead);
                 } else {
@@ -291,7 +300,8 @@ impl Forward<'_> {
         let b = Spread { x: b, tile: HALF, step: kv.stride() };
         let c = C { x: &mut self.sums[(pair.set * groups + group) * TILE..], a: groups * TILE, b: TILE };
         let start = first + block == 0;
-        let ahead = Ahead::nothing(b.x);
+        // Meanwhile the next keys come to L2: a block with each pair, some of it with each two groups.
+        let ahead = four_lines(kv.ahead(first + KEYS / BLOCK + pair.set / 2), group / 2 * steps, steps);
         match (pair.sets, groups - group) {
             (1, 1) => self.tiles.spread_bf16::<1, 1>(c, a, b, steps, start, ahead),
             (1, _) => self.tiles.spread_bf16::<1, 2>(c, a, b, steps, start, ahead),

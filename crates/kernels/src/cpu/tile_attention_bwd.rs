@@ -422,7 +422,6 @@ fn pack_rows(amx: Amx, out: &mut [bf16], x: Rows, len: usize, sizes: Sizes) {
     for (set, tiles) in out[..sizes.rows()].chunks_exact_mut(size).enumerate() {
         let rows = SIDE.min(len.saturating_sub(set * SIDE));
         let from = x.from((set * SIDE).min(len - 1));
-        x.prefetch((set + 1) * SIDE..len.min((set + 2) * SIDE));
         amx.pack_rows(tiles, all(from, rows), SIDE);
     }
 }
