@@ -62,8 +62,8 @@ impl Element for f32 {
         // SAFETY: see the module text.
         unsafe {
             let mix = _mm512_set_epi16(
-                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                17, 1, 16, 0,
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                3, 18, 2, 17, 1, 16, 0,
             );
             let both = _mm512_cvtne2ps_pbh(load_in(block, r + 1, c), load_in(block, r, c));
             _mm512_permutexvar_epi16(mix, std::mem::transmute::<__m512bh, __m512i>(both))
@@ -163,6 +163,16 @@ impl Amx {
         unsafe { pack_plain(out, x) }
     }
 
+    /// Rows of 16 numbers of `a` and of `b` side by side: `out` is `[rows][32]`.
+    ///
+    /// # Panics
+    /// If the sizes do not agree.
+    pub(super) fn pack_beside(self, out: &mut [bf16], a: &[f32], b: &[f32]) {
+        assert!(a.len() == b.len() && out.len() == 2 * a.len(), "rows to round");
+        // SAFETY: `self` proves the features.
+        unsafe { pack_beside(out, a, b) }
+    }
+
     /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`.
     ///
     /// # Panics
@@ -240,6 +250,18 @@ fn pack_plain<T: Element>(out: &mut [bf16], x: Block<T>) {
         for (step, part) in row.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
             // SAFETY: compiled with the features; `x` is checked; the store is the part.
             unsafe { _mm512_storeu_si512(part.as_mut_ptr().cast(), T::one_row_in(&x, r, step * STEP)) }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn pack_beside(out: &mut [bf16], a: &[f32], b: &[f32]) {
+    let rows = a.as_chunks::<SIDE>().0.iter().zip(b.as_chunks::<SIDE>().0);
+    for (row, (a, b)) in out.as_chunks_mut::<STEP>().0.iter_mut().zip(rows) {
+        // SAFETY: compiled with the features; loads and the store are the rows.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(a.as_ptr()));
+            _mm512_storeu_si512(row.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(both));
         }
     }
 }
@@ -365,11 +387,25 @@ mod tests {
     #[test]
     fn packed_operands_hold_every_element_where_tiles_read_it() {
         let Some(amx) = amx() else { return };
-        for (rows, cols, stride) in [(1, 1, 1), (1, 70, 70), (3, 33, 40), (16, 64, 64), (15, 31, 31), (70, 16, 20), (33, 5, 9)] {
+        for (rows, cols, stride) in
+            [(1, 1, 1), (1, 70, 70), (3, 33, 40), (16, 64, 64), (15, 31, 31), (70, 16, 20), (33, 5, 9)]
+        {
             let x = numbers((rows - 1) * stride + cols);
             check(amx, Block { x: &x, stride, rows, cols }, |x: &f32| *x);
             let small: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
             check(amx, Block { x: &small, stride, rows, cols }, |x: &bf16| x.to_f32());
+        }
+    }
+
+    #[test]
+    fn rows_come_side_by_side() {
+        let Some(amx) = amx() else { return };
+        let (a, b) = (numbers(48), numbers(96)[48..].to_vec());
+        let mut out = [bf16::NAN; 96];
+        amx.pack_beside(&mut out, &a, &b);
+        for (i, got) in out.iter().enumerate() {
+            let from = if i % 32 < 16 { &a } else { &b };
+            assert_eq!(got.to_f32(), round_bf16(from[i / 32 * 16 + i % 16]));
         }
     }
 

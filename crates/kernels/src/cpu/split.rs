@@ -180,7 +180,12 @@ impl<T> Tile<'_, T> {
     /// # Panics
     /// If the tile does not have them.
     #[inline(always)]
-    pub(super) fn rows_mut<const N: usize>(&mut self, row: usize, column: usize, width: usize) -> [&mut [T]; N] {
+    pub(super) fn rows_mut<const N: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+        width: usize,
+    ) -> [&mut [T]; N] {
         assert!(row + N <= self.rows && column + width <= self.width);
         // SAFETY: the rows are in the tile and do not overlap, no other tile has these elements, and the
         // borrow of `self` keeps this tile from giving them out twice.

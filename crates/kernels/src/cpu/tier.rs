@@ -39,6 +39,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn store(v: Self::V, y: &mut [f32; LANES]);
     /// Widens bf16.
     fn widen(x: &[bf16; LANES]) -> Self::V;
+    /// Widens elements 0, 2, 4 … and 1, 3, 5 … of bf16.
+    fn pairs(x: &[bf16; 2 * LANES]) -> (Self::V, Self::V);
     /// Elements 0, 2, 4 …
     fn evens(x: &[f32; 2 * LANES]) -> Self::V;
     /// Elements 1, 3, 5 …
@@ -107,6 +109,10 @@ impl Tier for Scalar {
     #[inline(always)]
     fn widen(x: &[bf16; LANES]) -> Array {
         Array::each(|l| f32::from_bits(u32::from(x[l].to_bits()) << 16))
+    }
+    #[inline(always)]
+    fn pairs(x: &[bf16; 2 * LANES]) -> (Array, Array) {
+        (Array::each(|l| x[2 * l].wide()), Array::each(|l| x[2 * l + 1].wide()))
     }
     #[inline(always)]
     fn evens(x: &[f32; 2 * LANES]) -> Array {
@@ -259,6 +265,13 @@ impl<S: Tier> V<S> {
         let mut lanes = [0.0; LANES];
         S::store(self.0, &mut lanes);
         lanes
+    }
+
+    /// Elements 0, 2, 4 … and 1, 3, 5 … of `x`, widened.
+    #[inline(always)]
+    pub(super) fn pairs(x: &[bf16; 2 * LANES]) -> (Self, Self) {
+        let (evens, odds) = S::pairs(x);
+        (V(evens), V(odds))
     }
 
     /// Every other element of `x` from the first, up to 16 of them, and zeros.
@@ -502,6 +515,8 @@ mod tests {
             b.add_to_odds(&mut mixed);
             c.add_to_evens(&mut mixed);
             c.add_to_odds(&mut mixed[..6]);
+            let pairs: [bf16; 2 * LANES] = std::array::from_fn(|l| bf16::from_f32(both[l]));
+            let pairs = V::pairs(&pairs);
             let small_k = V::splat(MAGIC) + V::of(&std::array::from_fn(|l| l as f32 * 16.0 - 126.0));
             let results = [
                 V::splat(1.3).scale_normal(small_k),
@@ -525,6 +540,8 @@ mod tests {
                 Weight::load_part(&small[..3]),
                 V::sums(rows),
                 V::of(&rows.map(V::sum)),
+                pairs.0,
+                pairs.1,
             ];
             results.map(|v| v.lanes().map(f32::to_bits)).to_vec()
         }
