@@ -1,6 +1,7 @@
 //! Speed of the kernels that carry a model, beside the peak of this machine.
 //!
-//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS]]`
+//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [PART]]]`, where PART is one of
+//! linear, scan, attention and others.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -187,12 +188,13 @@ fn main() {
         args.first().map_or_else(Isa::detect, |name| Isa::named(name).unwrap_or_else(|e| panic!("{e}")));
     let threads = args.get(1).map(|n| n.parse().expect("threads is a number"));
     let threads = threads.unwrap_or_else(|| Cpu::new(None).threads());
+    let wanted = |part: &str| args.get(2).is_none_or(|only| only == part);
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
-    for dtype in [Dtype::F32, Dtype::Bf16] {
+    for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|_| wanted("linear")) {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);
         linear(dev, dtype, 512, 3712, 14848, false);
@@ -200,9 +202,15 @@ fn main() {
             linear(dev, dtype, 1024, i, o, true);
         }
     }
-    scan_and_conv(dev, 1024, 1024, 2, 16);
-    scan_and_conv(dev, 512, 7424, 2, 16);
-    attention(dev, 1024, 8, 64);
-    attention(dev, 512, 16, 464);
-    others(dev);
+    if wanted("scan") {
+        scan_and_conv(dev, 1024, 1024, 2, 16);
+        scan_and_conv(dev, 512, 7424, 2, 16);
+    }
+    if wanted("attention") {
+        attention(dev, 1024, 8, 64);
+        attention(dev, 512, 16, 464);
+    }
+    if wanted("others") {
+        others(dev);
+    }
 }

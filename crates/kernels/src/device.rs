@@ -151,10 +151,11 @@ pub struct Scan<'a> {
 }
 
 /// Tokens between two states that [`Device::scan`] saves for its backward pass.
-pub const SCAN_CHUNK: usize = 64;
+pub const SCAN_CHUNK: usize = 16;
 
 impl Scan<'_> {
-    /// Elements of the buffer of saved states: one `[n, e]` block per [`SCAN_CHUNK`] tokens of a span.
+    /// Elements of the buffer of saved states: `n * e`, in an order of the device's own, per [`SCAN_CHUNK`]
+    /// tokens of a span.
     pub fn saved_len(&self) -> usize {
         self.spans.iter().map(|s| s.len.div_ceil(SCAN_CHUNK)).sum::<usize>() * self.n * self.e
     }
