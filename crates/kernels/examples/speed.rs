@@ -194,6 +194,12 @@ fn main() {
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
+    if let Some(flops) = dev.tile_multiply_adds(100) {
+        let seconds = time(|| {
+            dev.tile_multiply_adds(20_000);
+        });
+        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
+    }
     for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|_| wanted("linear")) {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);
