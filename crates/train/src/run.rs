@@ -17,10 +17,11 @@ use crate::state::{Context, RunState, StateError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
+use zamba::spec::TensorSpec;
 use zamba::{Batch, Workspace, Zamba};
 use zamba_data::fs::Fs;
 use zamba_data::{IGNORE, Loader, Mixture, Sample, eval_rows};
-use zamba_kernels::{AdamW, Buf, Device};
+use zamba_kernels::{AdamW, AdamWBufs, Buf, Device};
 
 /// Why a run cannot start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +175,6 @@ impl Run<'_> {
             // gradients, and the step is done again after the resume.
             let rows = self.next_rows(phase, at)?;
             let targets: usize = rows.iter().map(Sample::predictions).sum();
-            self.device.fill(&mut self.grads, 0.0);
             let mut nll = 0.0;
             for rows in rows.chunks(self.recipe.micro_batch) {
                 if self.stopped() {
@@ -193,6 +193,8 @@ impl Run<'_> {
             let verdict = self.state.guard.judge(&self.recipe.guard, loss, norm);
             if verdict.is_ok() {
                 self.update(lr, norm);
+            } else {
+                self.device.fill(&mut self.grads, 0.0);
             }
             self.state.step += 1;
             self.state.tokens += self.recipe.tokens_per_step();
@@ -245,25 +247,20 @@ impl Run<'_> {
         let (batch, targets) = pack(rows);
         let mut ctx = self.workspace.train(batch, self.recipe.recompute);
         let hidden = self.model.forward(&mut ctx);
-        let logits = self.model.logits(&mut ctx, &hidden);
-        let nll = ctx.cross_entropy(&logits, &targets, scale);
-        let mut nll_t = vec![0.0; targets.len()];
-        ctx.read(&nll, 0, &mut nll_t);
-        drop((hidden, logits, nll));
-        ctx.backward(&mut self.grads);
+        let nll_t = self.model.backward(ctx, hidden, &targets, scale, &mut self.grads);
         nll_t.iter().map(|x| f64::from(*x)).sum()
     }
 
     /// AdamW over every tensor with gradients clipped to the global norm, as
-    /// `torch.nn.utils.clip_grad_norm_` scales them.
+    /// `torch.nn.utils.clip_grad_norm_` scales them. Leaves the gradients 0.
     fn update(&mut self, lr: f64, norm: f64) {
         let o = &self.recipe.optimiser;
         let clip = if o.clip > 0.0 { (o.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         self.state.updates += 1;
-        let RunState { weights, m, v, updates, .. } = &mut self.state;
-        let mut at = 0;
-        for spec in self.model.specs() {
-            let weight_decay = if spec.decays() { o.weight_decay } else { 0.0 };
+        let RunState { weights: w, m, v, updates, .. } = &mut self.state;
+        let decays: Vec<bool> = self.model.specs().iter().map(TensorSpec::decays).collect();
+        for (param, decays) in self.model.params_mut().into_iter().zip(decays) {
+            let weight_decay = if decays { o.weight_decay } else { 0.0 };
             let constants = AdamW {
                 lr: lr as f32,
                 beta1: o.beta1 as f32,
@@ -273,10 +270,10 @@ impl Run<'_> {
                 grad_scale: clip as f32,
                 step: *updates,
             };
-            self.device.adamw(weights, m, v, &self.grads, at, spec.len(), constants);
-            at += spec.len();
+            let (at, len) = (param.at(), param.mat().len());
+            let (g, stored) = (&mut self.grads, &mut param.mat_mut().buf);
+            self.device.adamw(AdamWBufs { w, m, v, g, stored }, at, len, constants);
         }
-        self.model.set_weights(weights);
     }
 
     fn record(&mut self, phase: usize, loss: f64, lr: f64, norm: f64, seconds: f64, why: Option<String>) {
@@ -454,8 +451,7 @@ fn score(model: &Zamba, workspace: &Workspace, rows: &[Sample]) -> f64 {
     let (batch, targets) = pack(rows);
     let mut ctx = workspace.infer(batch, None);
     let hidden = model.forward(&mut ctx);
-    let logits = model.logits(&mut ctx, &hidden);
-    let nll = ctx.cross_entropy(&logits, &targets, 1.0);
+    let nll = model.nll(&mut ctx, &hidden, &targets);
     let mut nll_t = vec![0.0; targets.len()];
     ctx.read(&nll, 0, &mut nll_t);
     nll_t.iter().zip(&targets).filter(|(_, t)| **t != IGNORE).map(|(x, _)| f64::from(*x)).sum()

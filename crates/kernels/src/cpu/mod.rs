@@ -41,7 +41,8 @@ use self::pool::Pool;
 use self::split::{Runs, Split};
 use self::tier::{Op, Tier, V};
 use crate::{
-    Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads,
+    Span,
 };
 
 pub use self::isa::{Isa, IsaError};
@@ -292,23 +293,15 @@ impl Device for Cpu {
         loss::cross_entropy(self, nll_t, lse_t, logits_tv, targets, v);
     }
 
-    fn cross_entropy_bwd(
-        &self,
-        dlogits_tv: &mut Buf,
-        logits_tv: &Buf,
-        lse_t: &Buf,
-        targets: &[u32],
-        v: usize,
-        scale: f32,
-    ) {
-        loss::cross_entropy_bwd(self, dlogits_tv, logits_tv, lse_t, targets, v, scale);
+    fn cross_entropy_bwd(&self, logits_tv: &mut Buf, lse_t: &Buf, targets: &[u32], v: usize, scale: f32) {
+        loss::cross_entropy_bwd(self, logits_tv, lse_t, targets, v, scale);
     }
 
     fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64 {
         norm::sum_squares(self, &x.f32()[at..][..len])
     }
 
-    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW) {
-        optim::adamw(self, w, m, v, g, at, len, c);
+    fn adamw(&self, p: AdamWBufs, at: usize, len: usize, c: AdamW) {
+        optim::adamw(self, p, at, len, c);
     }
 }

@@ -18,7 +18,7 @@ struct Convert<'a, Y, X>(&'a mut [Y], &'a [X]);
 trait Into32: Copy + Send + Sync {
     fn get(self) -> f32;
 }
-trait From32: Copy + Send {
+pub(super) trait From32: Copy + Send {
     fn put(x: f32) -> Self;
 }
 impl Into32 for f32 {
