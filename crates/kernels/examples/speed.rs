@@ -60,6 +60,38 @@ fn linear(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize, backward: bool)
     println!();
 }
 
+/// Seconds per token and channel of a scan in a plain loop on one thread, with the library's `expf`: what a
+/// compiler makes of the formula. The state of a channel is `[n]`, as such programs keep it.
+fn plain_scan(e: usize, h: usize, n: usize) -> f64 {
+    const T: usize = 16;
+    let values = |len: usize, from: f32| -> Vec<f32> {
+        (0..len).map(|i| from + (i * 37 % 64) as f32 / 64.0).collect()
+    };
+    let (x, dt, z) = (values(T * e, -0.5), values(T * e, -0.5), values(T * e, -0.5));
+    let (b, c) = (values(T * h * n, -0.5), values(T * h * n, -0.5));
+    let (a, d) = (values(e * n, -2.0), values(e, 0.0));
+    let (mut s, mut y) = (vec![0.0f32; e * n], vec![0.0f32; T * e]);
+    let seconds = time(|| {
+        for t in 0..T {
+            for i in 0..e {
+                let (te, th) = (t * e + i, t * h + i / (e / h));
+                let raw = dt[te];
+                let step = if raw > 20.0 { raw } else { raw.exp().ln_1p() };
+                let step_x = step * x[te];
+                let mut sum = d[i] * x[te];
+                for j in 0..n {
+                    let state = &mut s[i * n + j];
+                    *state = *state * (step * a[i * n + j]).exp() + b[th * n + j] * step_x;
+                    sum += *state * c[th * n + j];
+                }
+                y[te] = sum * z[te] / (1.0 + (-z[te]).exp());
+            }
+        }
+        black_box(&y);
+    });
+    seconds / (T * e) as f64
+}
+
 fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
     let (r, k) = (e / h / 16, 4);
     let spans = [Span { slot: 0, start: 0, len: t, pos: 0 }];
@@ -96,6 +128,13 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
         "scan t={t} e={e} h={h} n={n}: forward {:.2} ns per token and channel, backward {:.2}",
         forward * each,
         backward * each
+    );
+    let plain = plain_scan(e, h, n);
+    println!(
+        "scan in a plain loop with expf on one thread: {:.2} ns; ratio {:.1}, per thread {:.1}",
+        plain * 1e9,
+        plain / (forward * each * 1e-9),
+        plain / (forward * each * 1e-9 * dev.threads() as f64)
     );
     let w_ek = f32s(e * k, 1.0);
     let conv = Conv { t, e, k, act: Act::Silu, spans: &spans, xz: &xz, w_ek: &w_ek, bias_e: Some(&d_e) };
