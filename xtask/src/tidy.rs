@@ -14,9 +14,12 @@ const UNSAFE: &[&str] = &[
     "crates/kernels/src/cpu/amx.rs",
     "crates/kernels/src/cpu/isa.rs",
     "crates/kernels/src/cpu/pack.rs",
+    "crates/kernels/src/cpu/limits.rs",
     "crates/kernels/src/cpu/pool.rs",
     "crates/kernels/src/cpu/split.rs",
     "crates/kernels/src/cpu/x86.rs",
+    // Maps files.
+    "crates/kernels/src/mem.rs",
     // An allocator that counts, in the test that kernels do not allocate.
     "crates/kernels/tests/allocation.rs",
 ];

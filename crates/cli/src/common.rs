@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, save_folder};
+use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, Verify, Weights, save_folder};
 use zamba::hub::{self, HubOptions};
 use zamba::spec::TensorSpec;
 use zamba::{Zamba, ZambaConfig};
@@ -27,6 +27,36 @@ pub(crate) struct ModelArgs {
     /// Never use the network: a hub id must be in the local cache.
     #[arg(long)]
     offline: bool,
+}
+
+/// How weights get into memory.
+#[derive(Debug, Clone, Copy, clap::Args)]
+#[command(next_help_heading = "Model")]
+pub(crate) struct LoadArgs {
+    /// `copy` reads the weights into memory. `map` uses the file in place: it starts at once if the system has the
+    /// file in its cache, and shares it with others who do the same, but a file that is cut short or overwritten
+    /// meanwhile ends the program or changes its results, sizes alone are checked against MANIFEST.json, and
+    /// decoding is slower by what small pages cost.
+    #[arg(long, value_name = "HOW", env = "ZAMBA_WEIGHTS", default_value = "copy")]
+    weights: WeightsName,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum WeightsName {
+    Copy,
+    Map,
+}
+
+impl LoadArgs {
+    /// Weights of their own.
+    pub(crate) const COPY: LoadArgs = LoadArgs { weights: WeightsName::Copy };
+
+    fn weights(self) -> Weights {
+        match self.weights {
+            WeightsName::Copy => Weights::Copy,
+            WeightsName::Map => Weights::Map,
+        }
+    }
 }
 
 /// Which kernels compute, and on how many threads.
@@ -53,6 +83,10 @@ enum DeviceName {
 }
 
 impl ModelArgs {
+    pub(crate) fn new(model: PathBuf, offline: bool) -> Self {
+        ModelArgs { model, offline }
+    }
+
     /// The folder of the model; one that is named by its hub id is downloaded first.
     pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
         if self.model.exists() {
@@ -69,6 +103,14 @@ impl DeviceArgs {
             DeviceName::Reference => Arc::new(Reference::new()),
             DeviceName::Cpu => Arc::new(Cpu::with(self.isa()?, self.threads()?)),
         })
+    }
+
+    /// The fast device, for what only it can do.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Arc<Cpu>> {
+        match self.device {
+            DeviceName::Reference => bail!("--device reference has no speed worth measuring; use cpu"),
+            DeviceName::Cpu => Ok(Arc::new(Cpu::with(self.isa()?, self.threads()?))),
+        }
     }
 
     /// The name of the instructions that the device will use.
@@ -91,9 +133,14 @@ impl DeviceArgs {
     }
 }
 
-/// Opens a model folder; its weights are not read yet.
-pub(crate) fn open(folder: &Path) -> anyhow::Result<Checkpoint> {
-    open_with(folder, &LoadOptions::default())
+/// Opens a model folder whose weights are to be loaded as `how` says; none is read yet.
+pub(crate) fn open(folder: &Path, how: LoadArgs) -> anyhow::Result<Checkpoint> {
+    let manifest = match how.weights() {
+        Weights::Copy => Verify::Everything,
+        // Hashing all weights takes many times as long as starting with them.
+        Weights::Map => Verify::Sizes,
+    };
+    open_with(folder, &LoadOptions { manifest, ..LoadOptions::default() })
 }
 
 /// As [`open`], with a choice of what is checked.
@@ -102,14 +149,24 @@ pub(crate) fn open_with(folder: &Path, options: &LoadOptions) -> anyhow::Result<
 }
 
 /// Reads the weights onto a device, with a progress bar.
-pub(crate) fn load(checkpoint: &Checkpoint, device: &DeviceArgs) -> anyhow::Result<Zamba> {
-    let device = device.open()?;
-    let cost = Cost::of(&checkpoint.config, checkpoint.config.dtype);
-    fits(cost.weights).with_context(|| format!("cannot load {}", checkpoint.path().display()))?;
+pub(crate) fn load(checkpoint: &Checkpoint, device: &DeviceArgs, how: LoadArgs) -> anyhow::Result<Zamba> {
+    load_on(checkpoint, device.open()?, how)
+}
+
+/// As [`load`], onto a device that is there already.
+pub(crate) fn load_on(
+    checkpoint: &Checkpoint,
+    device: Arc<dyn Device>,
+    how: LoadArgs,
+) -> anyhow::Result<Zamba> {
+    if how.weights() == Weights::Copy {
+        let cost = Cost::of(&checkpoint.config, checkpoint.config.dtype);
+        fits(cost.weights).with_context(|| format!("cannot load {}", checkpoint.path().display()))?;
+    }
     let mut progress = Progress::new("loading", checkpoint.total_bytes(), Unit::Bytes);
     // Reading leaves nothing behind, so it need not be ended in order.
     interrupt::leave_at_once(Some(error::FAILURE));
-    let loaded = Zamba::load(checkpoint, device, None, &mut |bytes| progress.set(bytes));
+    let loaded = Zamba::load(checkpoint, device, None, how.weights(), &mut |bytes| progress.set(bytes));
     interrupt::leave_at_once(None);
     loaded.with_context(|| format!("cannot load {}", checkpoint.path().display()))
 }
@@ -164,11 +221,14 @@ pub(crate) fn save(
 /// The context as a count, if the machine has the memory that its state and token cache may come to need.
 pub(crate) fn check_context(config: &ZambaConfig, tokens: u64) -> anyhow::Result<usize> {
     let bytes = Cost::of(config, config.dtype).sequence(tokens);
-    bytes
-        .context("more than can be counted")
-        .and_then(fits)
-        .with_context(|| format!("a context of {tokens} tokens does not fit; choose a smaller --ctx"))?;
+    check_bytes(bytes, &format!("a context of {tokens} tokens does not fit; choose a smaller --ctx"))?;
     Ok(usize::try_from(tokens)?)
+}
+
+/// Fails with `message` unless the system would give that much memory; none stands for more than can be
+/// counted.
+pub(crate) fn check_bytes(bytes: Option<u64>, message: &str) -> anyhow::Result<()> {
+    bytes.context("more than can be counted").and_then(fits).with_context(|| message.to_owned())
 }
 
 /// Whether the system would give that much memory. It is asked, and given back at once: an allocation that

@@ -1,8 +1,10 @@
 //! What a model costs to hold and to run, from its configuration alone.
 
-use zamba::ZambaConfig;
+use std::collections::HashMap;
+
 use zamba::config::FileDtype;
 use zamba::spec::{TensorKind, TensorSpec, tensors};
+use zamba::{Zamba, ZambaConfig};
 
 /// Operations of the selective scan per channel and state: `dt*A`, `exp`, `*s`, `*B`, `+`, `*C`, `+`.
 const SCAN_OPERATIONS: u64 = 7;
@@ -21,6 +23,8 @@ pub(crate) struct Cost {
     pub(crate) kv_per_token: u64,
     /// Floating-point operations of the linear maps for one token, two per weight used.
     pub(crate) linear_flops: u64,
+    /// Those of them that make logits, which of a prompt only its last token needs.
+    pub(crate) head_flops: u64,
     /// Those of convolutions and scans for one token.
     pub(crate) scan_flops: u64,
     /// Those of attention for one token, per token in its context.
@@ -30,24 +34,43 @@ pub(crate) struct Cost {
 impl Cost {
     /// The cost of `config` with matrices held as `dtype`.
     pub(crate) fn of(config: &ZambaConfig, dtype: FileDtype) -> Self {
-        let specs = tensors(config);
         // Half precision is widened when it is loaded: no kernel computes with it.
         let matrix = if dtype == FileDtype::Bf16 { 2 } else { 4 };
         let bytes = |spec: &TensorSpec| spec.len() as u64 * if spec.keeps_f32() { 4 } else { matrix };
+        let kv_per_token = config.hybrid_layers().len() * 2 * config.kv_width() * 4;
+        Cost::with(config, bytes, kv_per_token as u64)
+    }
+
+    /// The cost of a model as it is held, with a token cache of `kv_per_token` bytes per token.
+    pub(crate) fn of_model(model: &Zamba, kv_per_token: u64) -> Self {
+        let params = model.params();
+        let held: HashMap<&str, u64> = model
+            .specs()
+            .iter()
+            .zip(&params)
+            .map(|(spec, param)| (spec.name.as_str(), param.mat().buf.bytes() as u64))
+            .collect();
+        Cost::with(&model.config, |spec| held[spec.name.as_str()], kv_per_token)
+    }
+
+    fn with(config: &ZambaConfig, bytes: impl Fn(&TensorSpec) -> u64, kv_per_token: u64) -> Self {
+        let specs = tensors(config);
         let sites = config.hybrid_layers().len() as u64;
         let layers = config.num_hidden_layers as u64;
         let (e, n, k) = (config.d_inner() as u64, config.mamba_d_state as u64, config.mamba_d_conv as u64);
-        let row = config.hidden_size as u64 * matrix;
+        // The embedding stands first.
+        let row = bytes(&specs[0]) / config.vocab_size as u64;
         Cost {
-            weights: specs.iter().map(bytes).sum(),
+            weights: specs.iter().map(&bytes).sum(),
             read_per_token: row + specs.iter().map(|s| bytes(s) * reads(config, s, sites)).sum::<u64>(),
             state: layers * (n + k - 1) * e * 4,
-            kv_per_token: sites * 2 * config.kv_width() as u64 * 4,
+            kv_per_token,
             linear_flops: specs
                 .iter()
                 .filter(|s| multiplies(s))
                 .map(|s| 2 * s.len() as u64 * reads(config, s, sites))
                 .sum(),
+            head_flops: 2 * (config.vocab_size * config.hidden_size) as u64,
             scan_flops: layers * e * (2 * k + SCAN_OPERATIONS * n),
             attention_flops_per_context: sites * 4 * config.q_width() as u64,
         }
@@ -56,6 +79,14 @@ impl Cost {
     /// Floating-point operations for one token that sees `context` tokens.
     pub(crate) fn flops_per_token(&self, context: u64) -> u64 {
         self.linear_flops + self.scan_flops + self.attention_flops_per_context * context
+    }
+
+    /// Floating-point operations for a prompt of `tokens` after `depth` others, which needs one row of logits.
+    pub(crate) fn flops_of_prompt(&self, tokens: u64, depth: u64) -> u64 {
+        // Token j of the prompt sees itself and all before it.
+        let seen = tokens * depth + tokens * (tokens + 1) / 2;
+        let each = self.linear_flops - self.head_flops + self.scan_flops;
+        tokens * each + self.head_flops + self.attention_flops_per_context * seen
     }
 
     /// Bytes that a sequence of `context` tokens needs; none if that is more than can be counted.

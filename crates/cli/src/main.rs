@@ -5,6 +5,7 @@
 //!
 //! Exit codes: 0 success, 1 failure, 2 wrong usage. An error is one line on stderr.
 
+mod bench;
 mod cmd;
 mod common;
 mod cost;
@@ -14,6 +15,7 @@ mod file;
 mod interrupt;
 mod out;
 mod progress;
+mod system;
 mod text;
 
 use std::process::ExitCode;
@@ -39,6 +41,7 @@ enum Command {
     Generate(cmd::generate::Args),
     Chat(cmd::chat::Args),
     Score(cmd::score::Args),
+    Bench(cmd::bench::Args),
     Convert(cmd::convert::Args),
     Train(cmd::train::Args),
     Data(cmd::data::Args),
@@ -66,6 +69,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Generate(args) => cmd::generate::run(&args),
         Command::Chat(args) => cmd::chat::run(&args),
         Command::Score(args) => cmd::score::run(&args),
+        Command::Bench(args) => cmd::bench::run(&args),
         Command::Convert(args) => cmd::convert::run(&args),
         Command::Train(args) => cmd::train::run(&args),
         Command::Data(args) => cmd::data::run(&args),

@@ -225,6 +225,21 @@ fn others(dev: &Cpu) {
     );
 }
 
+/// What the machine can do at most.
+fn limits(dev: &Cpu) {
+    for unit in dev.units() {
+        let mut operations = 0;
+        let seconds = time(|| operations = dev.operations(unit, 20_000));
+        println!("{unit}: {:.3} Tera-operations/s", operations as f64 / seconds / 1e12);
+    }
+    let mut memory = dev.alloc(Dtype::F32, 1 << 28);
+    dev.fill(&mut memory, 1.0);
+    let seconds = time(|| {
+        black_box(dev.read_bytes(&memory));
+    });
+    println!("read: {:.1} GB/s", memory.bytes() as f64 / seconds / 1e9);
+}
+
 fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let isa =
@@ -234,15 +249,7 @@ fn main() {
     let wanted = |part: &str| args.get(2).is_none_or(|only| only == part);
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
-    let mut flops = 0;
-    let seconds = time(|| flops = dev.multiply_adds(20_000));
-    println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
-    if let Some(flops) = dev.tile_multiply_adds(100) {
-        let seconds = time(|| {
-            dev.tile_multiply_adds(20_000);
-        });
-        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
-    }
+    limits(dev);
     for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|_| wanted("linear")) {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);

@@ -1,7 +1,8 @@
 //! Device memory.
 
-use bytemuck::{Pod, Zeroable};
 use half::bf16;
+
+use crate::mem::{FileMap, Mem};
 
 /// Element type of a [`Buf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,11 +23,6 @@ impl Dtype {
     }
 }
 
-/// One cache line; gives host memory its alignment without unsafe code.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
 /// An allocation of `len` elements on a device, 64-byte aligned when it lies in host memory.
 ///
 /// Opaque outside this crate: nothing else dereferences it. Copies to and from the host go through
@@ -38,15 +34,24 @@ pub struct Buf {
     mem: Mem,
 }
 
-enum Mem {
-    Host(Vec<Line>),
-}
-
 impl Buf {
     /// Zeroed host memory. Untouched pages cost no memory until they are written.
     pub(crate) fn host(dtype: Dtype, len: usize) -> Self {
-        let lines = (len * dtype.size()).div_ceil(64);
-        Buf { dtype, len, mem: Mem::Host(bytemuck::zeroed_vec(lines)) }
+        Buf { dtype, len, mem: Mem::zeroed(len * dtype.size()) }
+    }
+
+    /// The bytes of `file` from byte `at`, in place and read-only; none if they do not lie at a multiple of
+    /// 64, or do not all lie in the file.
+    pub(crate) fn in_file(dtype: Dtype, len: usize, file: &FileMap, at: usize) -> Option<Self> {
+        let bytes = len.checked_mul(dtype.size())?;
+        // What lies in a file is little-endian.
+        let mem = Mem::of_file(file, at, bytes).filter(|_| cfg!(target_endian = "little"))?;
+        Some(Buf { dtype, len, mem })
+    }
+
+    /// Whether this is a part of a file, which cannot be written.
+    pub fn is_file(&self) -> bool {
+        self.mem.is_file()
     }
 
     /// Number of elements.
@@ -69,24 +74,32 @@ impl Buf {
         self.len * self.dtype.size()
     }
 
+    /// The memory as bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        self.mem.bytes()
+    }
+
+    /// The memory as bytes, to be written.
+    pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
+        self.mem.bytes_mut()
+    }
+
     /// The elements as f32.
     ///
     /// # Panics
     /// If the elements are not f32.
     pub(crate) fn f32(&self) -> &[f32] {
         assert_eq!(self.dtype, Dtype::F32);
-        let Mem::Host(lines) = &self.mem;
-        &bytemuck::cast_slice(lines)[..self.len]
+        bytemuck::cast_slice(self.mem.bytes())
     }
 
     /// The elements as mutable f32.
     ///
     /// # Panics
-    /// If the elements are not f32.
+    /// If the elements are not f32, or are a file's.
     pub(crate) fn f32_mut(&mut self) -> &mut [f32] {
         assert_eq!(self.dtype, Dtype::F32);
-        let Mem::Host(lines) = &mut self.mem;
-        &mut bytemuck::cast_slice_mut(lines)[..self.len]
+        bytemuck::cast_slice_mut(self.mem.bytes_mut())
     }
 
     /// The elements as bf16.
@@ -95,18 +108,16 @@ impl Buf {
     /// If the elements are not bf16.
     pub(crate) fn bf16(&self) -> &[bf16] {
         assert_eq!(self.dtype, Dtype::Bf16);
-        let Mem::Host(lines) = &self.mem;
-        &bytemuck::cast_slice(lines)[..self.len]
+        bytemuck::cast_slice(self.mem.bytes())
     }
 
     /// The elements as mutable bf16.
     ///
     /// # Panics
-    /// If the elements are not bf16.
+    /// If the elements are not bf16, or are a file's.
     pub(crate) fn bf16_mut(&mut self) -> &mut [bf16] {
         assert_eq!(self.dtype, Dtype::Bf16);
-        let Mem::Host(lines) = &mut self.mem;
-        &mut bytemuck::cast_slice_mut(lines)[..self.len]
+        bytemuck::cast_slice_mut(self.mem.bytes_mut())
     }
 }
 

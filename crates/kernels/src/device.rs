@@ -10,7 +10,7 @@
 //! absolute positions alone: not on the number of tokens in the call, their chunking, or the number of
 //! threads. So equal inputs give equal bits however a sequence is cut up or batched.
 
-use crate::{Buf, Dtype, Mat};
+use crate::{Buf, Dtype, FileMap, Mat};
 
 /// A stretch of packed tokens that belong to one sequence.
 ///
@@ -261,6 +261,21 @@ pub trait Device: Send + Sync {
 
     /// Zeroed memory of `len` elements.
     fn alloc(&self, dtype: Dtype, len: usize) -> Buf;
+
+    /// Memory that is a part of a file, read in place: `len` elements from byte `at` on. None if this device
+    /// or the place of the bytes does not allow it. See [`FileMap`] for what that risks.
+    fn map(&self, _dtype: Dtype, _len: usize, _file: &FileMap, _at: usize) -> Option<Buf> {
+        None
+    }
+
+    /// Overwrites all of `y` with bytes in the order and form of its elements, little-endian. `fill` is called
+    /// once for each of the pieces that make up the whole, with the first byte of the piece, from several
+    /// threads at once. Pieces are large, and each but the last has a multiple of 64 bytes.
+    fn upload_bytes(&self, y: &mut Buf, fill: &(dyn Fn(usize, &mut [u8]) + Sync));
+
+    /// Shows all of `x` as bytes in the order and form of its elements, little-endian: the reverse of
+    /// [`Device::upload_bytes`], in pieces of the same kind.
+    fn download_bytes(&self, x: &Buf, look: &(dyn Fn(usize, &[u8]) + Sync));
 
     /// Copies host values to elements `at ..` of `y`, rounding to its type.
     fn upload(&self, y: &mut Buf, at: usize, x: &[f32]);

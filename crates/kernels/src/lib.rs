@@ -16,8 +16,10 @@ pub mod cases;
 pub mod cpu;
 pub mod device;
 pub mod mat;
+mod mem;
 pub mod reference;
 
 pub use buf::{Buf, Dtype};
 pub use device::*;
 pub use mat::{Mat, round_bf16};
+pub use mem::FileMap;

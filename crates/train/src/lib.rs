@@ -13,6 +13,7 @@ pub mod run;
 pub mod saver;
 pub mod schedule;
 pub mod state;
+pub mod step;
 
 pub use recipe::{Recipe, RecipeError};
 pub use run::{Job, Summary, TrainError, dry_run, train};

@@ -14,14 +14,14 @@ use crate::mfu;
 use crate::recipe::{Plan, Recipe, RecipeError, trajectory, trajectory_sha256};
 use crate::saver::{Outcome, Saver};
 use crate::state::{Context, RunState, StateError};
+use crate::step;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
-use zamba::spec::TensorSpec;
 use zamba::{Batch, Workspace, Zamba};
 use zamba_data::fs::Fs;
 use zamba_data::{IGNORE, Loader, Mixture, Sample, eval_rows};
-use zamba_kernels::{AdamW, AdamWBufs, Buf, Device};
+use zamba_kernels::{Buf, Device};
 
 /// Why a run cannot start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -186,13 +186,14 @@ impl Run<'_> {
                 break;
             }
 
-            // Clip, guard, update. The weights of the model are the master weights, rounded.
+            // Clip, guard, update.
             let loss = nll / targets.max(1) as f64;
-            let norm = self.device.sum_squares(&self.grads, 0, self.grads.len()).sqrt();
+            let norm = step::norm(&*self.device, &self.grads);
             let lr = self.plan.lr(self.state.step);
             let verdict = self.state.guard.judge(&self.recipe.guard, loss, norm);
             if verdict.is_ok() {
-                self.update(lr, norm);
+                let o = &self.recipe.optimiser;
+                step::update(&mut self.model, &mut self.state, &*self.device, &mut self.grads, o, lr, norm);
             } else {
                 self.device.fill(&mut self.grads, 0.0);
             }
@@ -249,31 +250,6 @@ impl Run<'_> {
         let hidden = self.model.forward(&mut ctx);
         let nll_t = self.model.backward(ctx, hidden, &targets, scale, &mut self.grads);
         nll_t.iter().map(|x| f64::from(*x)).sum()
-    }
-
-    /// AdamW over every tensor with gradients clipped to the global norm, as
-    /// `torch.nn.utils.clip_grad_norm_` scales them. Leaves the gradients 0.
-    fn update(&mut self, lr: f64, norm: f64) {
-        let o = &self.recipe.optimiser;
-        let clip = if o.clip > 0.0 { (o.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
-        self.state.updates += 1;
-        let RunState { weights: w, m, v, updates, .. } = &mut self.state;
-        let decays: Vec<bool> = self.model.specs().iter().map(TensorSpec::decays).collect();
-        for (param, decays) in self.model.params_mut().into_iter().zip(decays) {
-            let weight_decay = if decays { o.weight_decay } else { 0.0 };
-            let constants = AdamW {
-                lr: lr as f32,
-                beta1: o.beta1 as f32,
-                beta2: o.beta2 as f32,
-                eps: o.eps as f32,
-                weight_decay: weight_decay as f32,
-                grad_scale: clip as f32,
-                step: *updates,
-            };
-            let (at, len) = (param.at(), param.mat().len());
-            let (g, stored) = (&mut self.grads, &mut param.mat_mut().buf);
-            self.device.adamw(AdamWBufs { w, m, v, g, stored }, at, len, constants);
-        }
     }
 
     fn record(&mut self, phase: usize, loss: f64, lr: f64, norm: f64, seconds: f64, why: Option<String>) {

@@ -8,7 +8,6 @@ pub mod ctx;
 pub mod hub;
 pub mod init;
 mod json;
-mod load;
 pub mod model;
 pub mod ops;
 pub mod param;

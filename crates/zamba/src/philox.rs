@@ -4,7 +4,7 @@
 //! every platform, and the whole state is two numbers.
 
 /// A stream of draws: the seed is the key, the counter says how many were made.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Philox {
     seed: u64,
     draws: u64,
@@ -32,11 +32,22 @@ impl Philox {
         Self { seed, draws: 0 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// The next draw, uniform on the multiples of 2^-53 in [0, 1).
     pub(crate) fn uniform(&mut self) -> f64 {
-        let counter = [self.draws as u32, (self.draws >> 32) as u32, 0, 0];
-        let out = block(counter, [self.seed as u32, (self.seed >> 32) as u32]);
+        let draw = self.uniform_at(self.draws);
         self.draws += 1;
+        draw
+    }
+
+    /// Draw number `at` of the stream, whatever was drawn before.
+    #[inline]
+    pub(crate) fn uniform_at(&self, at: u64) -> f64 {
+        let out = block([at as u32, (at >> 32) as u32, 0, 0], [self.seed as u32, (self.seed >> 32) as u32]);
         let bits = u64::from(out[0]) | (u64::from(out[1]) << 32);
         (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
     }

@@ -66,6 +66,16 @@ impl State {
         self.context
     }
 
+    /// Bytes of one slot that do not grow with its tokens.
+    pub fn recurrent_bytes(&self) -> usize {
+        self.mamba.iter().map(|m| m.window.bytes() + m.ssm.bytes()).sum::<usize>() / self.slots()
+    }
+
+    /// Bytes of keys and values that each token adds.
+    pub fn kv_bytes_per_token(&self) -> usize {
+        self.sites.iter().map(|s| s.k.bytes() + s.v.bytes()).sum::<usize>() / (self.slots() * self.context)
+    }
+
     /// Forgets the sequence in `slot`. The next span there must begin at position 0, which ignores
     /// whatever the buffers hold.
     pub fn reset(&mut self, slot: usize) {

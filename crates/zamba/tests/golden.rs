@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use common::devices;
 use safetensors::{Dtype as FileDtype, SafeTensors};
-use zamba::checkpoint::{Checkpoint, LoadOptions};
+use zamba::checkpoint::{Checkpoint, LoadOptions, Weights};
 use zamba::{Batch, Session, State, Workspace, Zamba};
 use zamba_kernels::{Device, Dtype, IGNORE};
 
@@ -76,7 +76,8 @@ impl Golden {
 /// The model of a folder with f32 weights.
 fn load(dir: &Path, dev: Arc<dyn Device>) -> Zamba {
     let checkpoint = Checkpoint::open(dir, &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
-    Zamba::load(&checkpoint, dev, Some(Dtype::F32), &mut |_| {}).unwrap_or_else(|e| panic!("{e}"))
+    Zamba::load(&checkpoint, dev, Some(Dtype::F32), Weights::Copy, &mut |_| {})
+        .unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// A batch of whole rows and, for each token, the one that follows it in its row.

@@ -11,7 +11,7 @@ use std::path::Path;
 use files::{pack, plain, raw, save, small_config, unpack};
 use serde_json::{Value, json};
 use zamba::checkpoint::safetensors::{MAX_HEADER, parse};
-use zamba::checkpoint::{Checkpoint, FileDtype, LoadError, LoadOptions, SaveOptions};
+use zamba::checkpoint::{Checkpoint, FileDtype, LoadError, LoadOptions, SaveOptions, Verify};
 use zamba::config::ConfigError;
 
 type Expect = fn(&LoadError) -> bool;
@@ -620,7 +620,7 @@ fn manifests_that_do_not_match() {
     let options =
         SaveOptions { manifest: true, files: vec![("notes.txt".into(), b"hi".to_vec())], ..plain() };
     save(&folder, &small_config(), &options);
-    let unchecked = LoadOptions { verify_manifest: false, ..LoadOptions::default() };
+    let unchecked = LoadOptions { manifest: Verify::Nothing, ..LoadOptions::default() };
     open(&folder).unwrap();
 
     let file = folder.join("model.safetensors");

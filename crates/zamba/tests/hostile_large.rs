@@ -166,7 +166,8 @@ fn contents(dir: &Path) {
     fs::write(model.join("config.json"), config.to_json()).unwrap();
     let file = model.join("model.safetensors");
     let mut tensors = unpack(&file);
-    let embedding = tensors.remove(0);
+    let place = tensors.iter().position(|(name, ..)| name == "model.embed_tokens.weight").unwrap();
+    let embedding = tensors.remove(place);
     let bytes = config.vocab_size * config.hidden_size * 4;
     assert!(bytes as u64 >= SIZE);
     let header = |copies: &[&str]| {

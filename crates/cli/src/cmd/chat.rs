@@ -9,7 +9,7 @@ use zamba::sampler::Sampler;
 use zamba::template::{ChatTemplate, CivilTime, Message};
 use zamba::{Session, Zamba};
 
-use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::text::{self, Finish, Request, SamplingArgs, Text};
 use crate::{interrupt, out};
 
@@ -26,6 +26,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -34,7 +36,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     args.sampling.check()?;
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, args.load)?;
     let config = &checkpoint.config;
     let text = Text::find(&folder, config.vocab_size)?.context(text::NO_TOKENIZER)?;
     let template = template(&folder)?;
@@ -48,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     args.sampling.sampler(config.vocab_size)?;
     let context = args.sampling.ctx.unwrap_or(config.max_position_embeddings as u64);
     let context = common::check_context(config, context)?;
-    let model = common::load(&checkpoint, &args.device)?;
+    let model = common::load(&checkpoint, &args.device, args.load)?;
     let mut chat = Chat {
         args,
         model: &model,

@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::Serialize;
 use zamba::checkpoint::{FileDtype, SaveOptions};
 
-use crate::common::{self, DtypeName, ModelArgs};
+use crate::common::{self, DtypeName, LoadArgs, ModelArgs};
 use crate::out;
 
 /// Rewrite a checkpoint in another type, other shards, or today's names.
@@ -62,7 +62,7 @@ const COMPANIONS: [&str; 8] = [
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, LoadArgs::COPY)?;
     let config = &checkpoint.config;
     let dtype = args.dtype.map_or(config.dtype, FileDtype::from);
     let exceptions = if args.dtype.is_some() { HashMap::new() } else { checkpoint.exceptions() };

@@ -9,7 +9,7 @@ use zamba_data::fs::RealFs;
 use zamba_data::{Shard, input};
 use zamba_eval::{BitsPerByte, Document, bits_per_byte};
 
-use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::progress::{Progress, Unit};
 use crate::text::{NO_TOKENIZER, Text};
 use crate::{interrupt, out};
@@ -33,6 +33,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -55,7 +57,7 @@ struct Report {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, args.load)?;
     let config = &checkpoint.config;
     let (documents, bytes) = documents(&args.bpb, &folder, config.vocab_size)?;
     documents.iter().try_for_each(|d| common::check_tokens(&d.tokens, config.vocab_size))?;
@@ -66,7 +68,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let longest = documents.iter().map(|d| d.tokens.len()).max().unwrap_or(1);
     let context = args.ctx.unwrap_or(longest.min(MAX_CONTEXT) as u64).min(longest as u64);
     let context = common::check_context(config, context)?;
-    let model = common::load(&checkpoint, &args.device)?;
+    let model = common::load(&checkpoint, &args.device, args.load)?;
 
     let mut progress = Progress::new("scoring", tokens, Unit::Items("tokens"));
     let documents = documents.into_iter().map(Ok::<_, anyhow::Error>);

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use zamba::{Session, ZambaConfig};
 
-use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::error::Stop;
 use crate::out;
 use crate::text::{self, Finish, Generated, Request, SamplingArgs, Text, Timings};
@@ -35,6 +35,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     device: DeviceArgs,
@@ -54,14 +56,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     args.sampling.check()?;
     let file = args.file.as_deref().map(common::read_text).transpose()?;
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, args.load)?;
     let config = &checkpoint.config;
     let text = Text::find(&folder, config.vocab_size)?;
     let prompt = args.prompt_tokens(file.as_deref(), text.as_ref(), config)?;
     let ends = args.sampling.ends(config, text.as_ref());
     let mut sampler = args.sampling.sampler(config.vocab_size)?;
     let context = context(config, prompt.len(), &args.sampling)?;
-    let model = common::load(&checkpoint, &args.device)?;
+    let model = common::load(&checkpoint, &args.device, args.load)?;
 
     let mut session = Session::new(&model, context);
     let request = Request {

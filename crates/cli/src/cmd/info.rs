@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use serde::Serialize;
-use zamba::checkpoint::LoadOptions;
+use zamba::checkpoint::{LoadOptions, Verify};
 
 use crate::common::{self, DeviceArgs, ModelArgs};
 use crate::cost::Cost;
@@ -52,7 +52,7 @@ struct Info {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
     // Hashing all weights against a manifest is for those who use them.
-    let options = LoadOptions { verify_manifest: false, ..LoadOptions::default() };
+    let options = LoadOptions { manifest: Verify::Nothing, ..LoadOptions::default() };
     let checkpoint = common::open_with(&folder, &options)?;
     let config = &checkpoint.config;
     let cost = Cost::of(config, config.dtype);

@@ -9,7 +9,7 @@ use zamba::checkpoint::FileDtype;
 use zamba::checkpoint::write::{self, WriteEntry};
 use zamba::{Session, Zamba};
 
-use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::file::NewFile;
 use crate::progress::{Progress, Unit};
 use crate::text::Text;
@@ -35,6 +35,8 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     #[command(flatten)]
+    load: LoadArgs,
+    #[command(flatten)]
     device: DeviceArgs,
 }
 
@@ -54,14 +56,14 @@ struct Scored<'a> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let input = common::read_text(&args.input)?;
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, args.load)?;
     let text = Text::find(&folder, checkpoint.config.vocab_size)?;
     let lines = parse(&input, &args.input, text.as_ref(), checkpoint.config.vocab_size)?;
     let logits = args.logits.as_deref().map(|path| Logits::begin(path, &lines, checkpoint.config.vocab_size));
     let logits = logits.transpose()?;
     let longest = lines.iter().map(Vec::len).max().unwrap_or(0).max(1);
     let longest = common::check_context(&checkpoint.config, longest as u64)?;
-    let model = common::load(&checkpoint, &args.device)?;
+    let model = common::load(&checkpoint, &args.device, args.load)?;
     score(&model, &lines, longest, logits)
 }
 

@@ -11,7 +11,7 @@ use super::corpus::{Corpus, Part};
 use super::folder::Folder;
 use super::plan::CONTEXT;
 use super::training::Trained;
-use crate::common::{self, DeviceArgs};
+use crate::common::{self, DeviceArgs, LoadArgs};
 use crate::progress::{Progress, Unit};
 use crate::text::{self, Finish, Request, Text};
 use crate::{interrupt, out};
@@ -70,7 +70,7 @@ pub(super) fn of_phases(
         interrupt::check(MODELS_ARE_THERE)?;
         let exported = folder.model(phase);
         folder.copy_files(checkpoint, &exported)?;
-        let model = common::load(&common::open(&exported)?, device)?;
+        let model = common::load(&common::open(&exported, LoadArgs::COPY)?, device, LoadArgs::COPY)?;
         let parts = corpus.held_out.iter().map(|(part, shard, _)| score(&model, *part, shard));
         scores.push(parts.collect::<anyhow::Result<Vec<_>>>()?);
         let text = Text::find(&exported, model.config.vocab_size)?.context(text::NO_TOKENIZER)?;

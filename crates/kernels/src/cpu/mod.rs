@@ -16,6 +16,7 @@ mod attention_bwd;
 mod conv;
 mod gemm;
 mod isa;
+mod limits;
 mod linear;
 mod loss;
 mod math;
@@ -35,21 +36,23 @@ mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use self::pool::Pool;
 use self::split::{Runs, Split};
-use self::tier::{Op, Tier, V};
 use crate::{
-    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads,
-    Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
+    ScanGrads, Span,
 };
 
 pub use self::isa::{Isa, IsaError};
+pub use self::limits::Unit;
 
 /// Elements per chunk of kernels that do little with each. Less work than this runs on the calling thread:
 /// calling another costs more.
 const GRAIN: usize = 1 << 14;
+
+/// Bytes that a thread uploads at a time: a huge page, so that no two threads wait for the same one to be
+/// zeroed.
+const PIECE: usize = 2 << 20;
 
 /// The processor as a [`Device`].
 pub struct Cpu {
@@ -86,33 +89,6 @@ impl Cpu {
         self.pool.split(work > GRAIN, parts, body);
     }
 
-    /// Does `rounds` multiply-adds in each lane of some registers on every thread, and nothing else. Returns
-    /// the number of floating-point operations, two per multiply-add: the most that kernels of this tier in
-    /// f32 could do in the time that the call takes.
-    pub fn multiply_adds(&self, rounds: usize) -> u64 {
-        // Several chunks per thread, so that a thread that starts late does not leave others idle.
-        let chunks = 16 * self.threads();
-        let done = AtomicU64::new(0);
-        self.pool.run(chunks, |_| {
-            done.fetch_add(self.isa.run(MultiplyAdds(rounds)), Ordering::Relaxed);
-        });
-        done.into_inner()
-    }
-
-    /// As [`Cpu::multiply_adds`], with tiles of bf16; `None` on tiers without them.
-    pub fn tile_multiply_adds(&self, rounds: usize) -> Option<u64> {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(amx) = self.isa.amx() {
-            let done = AtomicU64::new(0);
-            self.pool.run(16 * self.threads(), |_| {
-                done.fetch_add(amx::Tiles::new(amx, amx::SIDE).spin_bf16(rounds), Ordering::Relaxed);
-            });
-            return Some(done.into_inner());
-        }
-        let _ = rounds;
-        None
-    }
-
     /// Calls `body` with each row of `width` elements of `y` and its number.
     fn rows(&self, y: &mut [f32], width: usize, body: impl Fn(usize, &mut [f32]) + Sync) {
         if width == 0 {
@@ -124,30 +100,6 @@ impl Cpu {
                 body(index * rows + r, y);
             }
         });
-    }
-}
-
-/// The loop of [`Cpu::multiply_adds`].
-struct MultiplyAdds(usize);
-
-impl Op for MultiplyAdds {
-    type Out = u64;
-    #[inline(always)]
-    fn eval<S: Tier>(self) -> u64 {
-        // As many sums as registers have room for and latency asks for; a narrow vector is two registers.
-        const SUMS: usize = 12;
-        let used = if S::WIDE { SUMS } else { SUMS / 2 };
-        let mut sums = [V::<S>::splat(0.5); SUMS];
-        let (a, b) = (V::splat(std::hint::black_box(0.999)), V::splat(1e-3));
-        for _ in 0..self.0 {
-            for sum in &mut sums[..used] {
-                *sum = sum.fma(a, b);
-            }
-        }
-        for sum in &sums[..used] {
-            std::hint::black_box(sum.lanes());
-        }
-        (2 * self.0 * used * tier::LANES) as u64
     }
 }
 
@@ -163,6 +115,24 @@ impl Device for Cpu {
 
     fn alloc(&self, dtype: Dtype, len: usize) -> Buf {
         Buf::host(dtype, len)
+    }
+
+    fn map(&self, dtype: Dtype, len: usize, file: &FileMap, at: usize) -> Option<Buf> {
+        Buf::in_file(dtype, len, file, at)
+    }
+
+    fn upload_bytes(&self, y: &mut Buf, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) {
+        self.pool.split(true, Runs::new(y.bytes_mut(), PIECE), |index, piece: &mut [u8]| {
+            fill(index * PIECE, piece);
+        });
+    }
+
+    fn download_bytes(&self, x: &Buf, look: &(dyn Fn(usize, &[u8]) + Sync)) {
+        let bytes = x.as_bytes();
+        self.pool.run(bytes.len().div_ceil(PIECE), |index| {
+            let at = index * PIECE;
+            look(at, &bytes[at..bytes.len().min(at + PIECE)]);
+        });
     }
 
     fn upload(&self, y: &mut Buf, at: usize, x: &[f32]) {

@@ -18,8 +18,8 @@ pub(crate) mod scan;
 use half::bf16;
 
 use crate::{
-    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads,
-    Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
+    ScanGrads, Span,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -115,6 +115,18 @@ impl Device for Reference {
 
     fn alloc(&self, dtype: Dtype, len: usize) -> Buf {
         Buf::host(dtype, len)
+    }
+
+    fn map(&self, dtype: Dtype, len: usize, file: &FileMap, at: usize) -> Option<Buf> {
+        Buf::in_file(dtype, len, file, at)
+    }
+
+    fn upload_bytes(&self, y: &mut Buf, fill: &(dyn Fn(usize, &mut [u8]) + Sync)) {
+        fill(0, y.bytes_mut());
+    }
+
+    fn download_bytes(&self, x: &Buf, look: &(dyn Fn(usize, &[u8]) + Sync)) {
+        look(0, x.as_bytes());
     }
 
     fn upload(&self, y: &mut Buf, at: usize, x: &[f32]) {

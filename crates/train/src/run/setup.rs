@@ -8,9 +8,10 @@ use crate::mfu;
 use crate::recipe::{Compute, Plan, Recipe, RecipeError, differences, trajectory, trajectory_sha256};
 use crate::saver::Saver;
 use crate::state::RunState;
+use crate::step;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use zamba::{Workspace, Zamba, ZambaConfig};
+use zamba::{Workspace, ZambaConfig};
 use zamba_data::fs::Fs;
 use zamba_kernels::Dtype;
 
@@ -57,18 +58,7 @@ impl<'a> Run<'a> {
             Compute::F32 => Dtype::F32,
             Compute::Bf16 => Dtype::Bf16,
         };
-        let built =
-            Zamba::build(
-                config.clone(),
-                device.clone(),
-                format,
-                |_, _| Ok::<_, std::convert::Infallible>(()),
-            );
-        let mut model = match built {
-            Ok(model) => model,
-            Err(never) => match never {},
-        };
-        model.set_weights(&state.weights);
+        let model = step::model(&config, &device, format, &state);
         let log = RunLog::open(fs.clone(), out, state.step).map_err(|source| TrainError::Io {
             what: "open the log in",
             path: out.to_owned(),

@@ -1,13 +1,16 @@
-//! Opening the files of a model folder: regular files inside it, read by position, never mapped.
+//! Opening the files of a model folder: regular files inside it, read by position.
 //!
-//! A mapped file that another process truncates kills this one; a read returns an error. And what a
-//! file claims is compared with the size of the handle that is read, not of whatever has that name now.
+//! A mapped file that another process truncates kills this one; a read returns an error. So files are mapped
+//! only on request. And what a file claims is compared with the size of the handle that is read, not of
+//! whatever has that name now.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use zamba_kernels::FileMap;
 
 use super::LoadError;
 
@@ -95,6 +98,13 @@ impl OpenFile {
             }
             Err(source) => Err(LoadError::Io { path: self.path.clone(), source }),
         }
+    }
+
+    /// The file as memory, after a look at whether it is the one that was opened. See [`FileMap`] for the risk.
+    pub(super) fn map(&self) -> Result<FileMap, LoadError> {
+        let map =
+            FileMap::new(&self.file).map_err(|source| LoadError::Io { path: self.path.clone(), source })?;
+        self.unchanged().map(|()| map)
     }
 
     /// Refuses the file if its size or time of change is not what it was when opened.

@@ -2,8 +2,9 @@
 //!
 //! [`Checkpoint::open`] reads headers only. Each rule a file must keep has its own variant of
 //! [`LoadError`], and everything a file claims is checked before it sizes an allocation, so that a
-//! hostile file costs a second and little memory. Weights are read by position into private memory
-//! and never mapped: a file that is cut short while it is used gives an error, not a signal.
+//! hostile file costs a second and little memory. Weights are read by position into private memory:
+//! a file that is cut short while it is used gives an error, not a signal. Only [`Weights::Map`] gives
+//! that up.
 //!
 //! [`mod@write`] and [`save`] are the way back: [`write::write_safetensors`] streams tensors of any size,
 //! [`save_folder`] publishes a whole model folder or nothing.
@@ -13,6 +14,7 @@ mod error;
 mod file;
 mod index;
 mod layout;
+mod load;
 pub mod manifest;
 pub mod safetensors;
 pub mod save;
@@ -23,6 +25,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::convert::{narrow, widen};
 pub use self::error::LoadError;
+pub use self::load::Weights;
 pub use self::save::{SaveOptions, save_folder};
 pub use self::write::WriteError;
 pub use crate::config::FileDtype;
@@ -54,14 +57,25 @@ pub struct LoadOptions {
     pub allow_nonfinite: bool,
     /// Refuse checkpoints whose weights have more bytes than this.
     pub max_bytes: Option<u64>,
-    /// Check every file against `MANIFEST.json`, if the folder has one, before using any.
-    pub verify_manifest: bool,
+    /// What is compared with `MANIFEST.json`, if the folder has one, before anything is used.
+    pub manifest: Verify,
+}
+
+/// What of a folder is compared with its manifest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verify {
+    /// Sizes and hashes of all files.
+    Everything,
+    /// Sizes alone, which costs nothing and finds files that were cut short.
+    Sizes,
+    /// Nothing.
+    Nothing,
 }
 
 impl Default for LoadOptions {
     /// Everything is checked; no limit on size.
     fn default() -> Self {
-        LoadOptions { allow_nonfinite: false, max_bytes: None, verify_manifest: true }
+        LoadOptions { allow_nonfinite: false, max_bytes: None, manifest: Verify::Everything }
     }
 }
 
@@ -106,9 +120,9 @@ impl Checkpoint {
         let (index_file, index) = find_weights(&folder)?;
         let shards = index.as_ref().map_or_else(|| vec![SINGLE.to_owned()], |index| index.shards.clone());
         let files = shards.iter().map(|name| folder.file(name)).collect::<Result<Vec<_>, _>>()?;
-        if options.verify_manifest {
+        if options.manifest != Verify::Nothing {
             let used: Vec<&OpenFile> = files.iter().chain(&index_file).chain([&config_file]).collect();
-            manifest::verify(&folder, &used)?;
+            manifest::verify(&folder, &used, options.manifest)?;
         }
         let (mut config, dtype_stated) = ZambaConfig::from_json_with_dtype(&config_file.text(CONFIG_LIMIT)?)?;
         let found = tensors_of(&files, index.as_ref())?;

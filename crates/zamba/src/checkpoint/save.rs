@@ -2,8 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{self, JoinHandle};
 
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
@@ -178,13 +181,11 @@ impl NewFolder {
             return Err(failed(name, error));
         }
         let file = File::create_new(self.path.join(name)).map_err(|source| failed(name, source))?;
-        Ok(Hashing { out: BufWriter::with_capacity(1 << 20, file), hasher: Sha256::new(), size: 0 })
+        Hashing::new(file).map_err(|source| failed(name, source))
     }
 
     fn close(&mut self, name: &str, file: Hashing) -> Result<(), WriteError> {
-        let (size, hash) = (file.size, hex(&file.hasher.finalize()));
-        let file = file.out.into_inner().map_err(|error| failed(name, error.into_error()))?;
-        file.sync_all().map_err(|source| failed(name, source))?;
+        let (size, hash) = file.finish().map_err(|source| failed(name, source))?;
         self.files.push((name.to_owned(), size, hash));
         Ok(())
     }
@@ -300,21 +301,75 @@ fn shards(tensors: Vec<Stored>, most: u64) -> Vec<Vec<Stored>> {
     shards
 }
 
-/// Hashes what passes to the file, so that the manifest costs no second reading.
+/// Bytes that are handed to the writing thread at once.
+const BLOCK: usize = 1 << 20;
+/// Blocks that wait for it at most.
+const WAITING: usize = 8;
+
+/// What the writing thread leaves: the size of the file and its hash.
+type Written = io::Result<(u64, String)>;
+
+/// A thread that writes and hashes, so that whoever makes the numbers need not wait for either, and the
+/// manifest costs no second reading.
 struct Hashing {
-    out: BufWriter<File>,
-    hasher: Sha256,
-    size: u64,
+    block: Vec<u8>,
+    blocks: SyncSender<Vec<u8>>,
+    thread: Option<JoinHandle<Written>>,
+}
+
+impl Hashing {
+    fn new(file: File) -> io::Result<Self> {
+        let (blocks, received) = sync_channel::<Vec<u8>>(WAITING);
+        let work = move || {
+            let (mut file, mut hasher, mut size) = (file, Sha256::new(), 0);
+            for block in received {
+                file.write_all(&block)?;
+                hasher.update(&block);
+                size += block.len() as u64;
+            }
+            file.sync_all()?;
+            Ok((size, hex(&hasher.finalize())))
+        };
+        let thread = thread::Builder::new().name("save".into()).spawn(work)?;
+        Ok(Hashing { block: Vec::with_capacity(BLOCK), blocks, thread: Some(thread) })
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        let block = std::mem::replace(&mut self.block, Vec::with_capacity(BLOCK));
+        if self.blocks.send(block).is_ok() {
+            return Ok(());
+        }
+        // It no longer listens, so it has failed.
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => resume_unwind(panic),
+            _ => Err(io::Error::other("the file was given up")),
+        }
+    }
+
+    /// Writes what is left, flushes it to disk and gives size and hash.
+    fn finish(mut self) -> io::Result<(u64, String)> {
+        self.send()?;
+        let Hashing { blocks, thread, .. } = self;
+        drop(blocks);
+        match thread.map(JoinHandle::join) {
+            Some(Ok(written)) => written,
+            Some(Err(panic)) => resume_unwind(panic),
+            None => Err(io::Error::other("the file was given up")),
+        }
+    }
 }
 
 impl Write for Hashing {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.out.write(bytes)?;
-        self.hasher.update(&bytes[..written]);
-        self.size += written as u64;
-        Ok(written)
+        let part = bytes.len().min(BLOCK - self.block.len());
+        self.block.extend_from_slice(&bytes[..part]);
+        if self.block.len() == BLOCK {
+            self.send()?;
+        }
+        Ok(part)
     }
     fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        Ok(())
     }
 }

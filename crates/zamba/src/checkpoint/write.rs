@@ -163,14 +163,26 @@ fn check_stored(entry: &WriteEntry, values: &[f32], bytes: &[u8], at: u64) -> Re
     })
 }
 
+/// Multiple of bytes at which the tensors of a file begin as far as their sizes allow, so that a file can be
+/// used in place as memory: a cache line.
+const ALIGN: usize = 64;
+
 /// The header of a file of `entries`, with its eight-byte length, and the order in which the tensors
-/// follow it: as given, but wider types first, so that every number lies at a multiple of its size.
+/// follow it: as given, but sizes that are multiples of [`ALIGN`] first, which keeps these at such multiples;
+/// behind them wider types first, so that every number lies at a multiple of its size.
 ///
 /// # Errors
 /// If two entries have one name or a size overflows.
 pub fn header(entries: &[WriteEntry]) -> Result<(Vec<u8>, Vec<usize>), WriteError> {
     let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(entries[*i].dtype.size()));
+    let odd = |entry: &WriteEntry| {
+        let bytes = entry.numbers().unwrap_or(0) * entry.dtype.size() as u64;
+        !bytes.is_multiple_of(ALIGN as u64)
+    };
+    order.sort_by_key(|i| {
+        let entry = &entries[*i];
+        if odd(entry) { 8 - entry.dtype.size() } else { 0 }
+    });
     let mut map = Map::new();
     map.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0u64;
@@ -190,7 +202,7 @@ pub fn header(entries: &[WriteEntry]) -> Result<(Vec<u8>, Vec<usize>), WriteErro
         }
     }
     let mut text = Value::Object(map).to_string().into_bytes();
-    text.resize(text.len().next_multiple_of(8), b' ');
+    text.resize((8 + text.len()).next_multiple_of(ALIGN) - 8, b' ');
     let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
     bytes.append(&mut text);
     Ok((bytes, order))
