@@ -150,9 +150,7 @@ impl<'m> Scorer<'m> {
             batch.push(0, at, &tokens[at..end]);
             let mut ctx = self.workspace.infer(batch, Some(&mut self.state));
             let hidden = self.model.forward(&mut ctx);
-            let logits = self.model.logits(&mut ctx, &hidden);
-            let targets = &tokens[at + 1..=end];
-            let nll = ctx.cross_entropy(&logits, targets, 1.0);
+            let nll = self.model.nll(&mut ctx, &hidden, &tokens[at + 1..=end]);
             self.nll.resize(end - at, 0.0);
             ctx.read(&nll, 0, &mut self.nll);
             nats += self.nll.iter().map(|&x| f64::from(x)).sum::<f64>();

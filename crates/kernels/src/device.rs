@@ -151,10 +151,11 @@ pub struct Scan<'a> {
 }
 
 /// Tokens between two states that [`Device::scan`] saves for its backward pass.
-pub const SCAN_CHUNK: usize = 64;
+pub const SCAN_CHUNK: usize = 16;
 
 impl Scan<'_> {
-    /// Elements of the buffer of saved states: one `[n, e]` block per [`SCAN_CHUNK`] tokens of a span.
+    /// Elements of the buffer of saved states: `n * e`, in an order of the device's own, per [`SCAN_CHUNK`]
+    /// tokens of a span.
     pub fn saved_len(&self) -> usize {
         self.spans.iter().map(|s| s.len.div_ceil(SCAN_CHUNK)).sum::<usize>() * self.n * self.e
     }
@@ -253,6 +254,20 @@ pub struct AdamW {
     pub grad_scale: f32,
     /// Step number from 1, for bias correction.
     pub step: u64,
+}
+
+/// The buffers of [`Device::adamw`].
+pub struct AdamWBufs<'a> {
+    /// Master weights of all parameters.
+    pub w: &'a mut Buf,
+    /// First moments.
+    pub m: &'a mut Buf,
+    /// Second moments.
+    pub v: &'a mut Buf,
+    /// Gradients.
+    pub g: &'a mut Buf,
+    /// The parameter as the model stores it.
+    pub stored: &'a mut Buf,
 }
 
 /// A target that [`Device::cross_entropy`] skips.
@@ -397,23 +412,16 @@ pub trait Device: Send + Sync {
     /// of exponentials of each row of `logits [t, v]`.
     fn cross_entropy(&self, nll_t: &mut Buf, lse_t: &mut Buf, logits_tv: &Buf, targets: &[u32], v: usize);
 
-    /// `dlogits += scale * (softmax(logits) - onehot(target))`, nothing where the target is [`IGNORE`].
-    #[allow(clippy::too_many_arguments)]
-    fn cross_entropy_bwd(
-        &self,
-        dlogits_tv: &mut Buf,
-        logits_tv: &Buf,
-        lse_t: &Buf,
-        targets: &[u32],
-        v: usize,
-        scale: f32,
-    );
+    /// Turns `logits` into the gradient of `scale * sum(nll)`: `scale * (softmax(logits) - onehot(target))`, 0
+    /// where the target is [`IGNORE`]. In place, because logits are the largest array of a step.
+    fn cross_entropy_bwd(&self, logits_tv: &mut Buf, lse_t: &Buf, targets: &[u32], v: usize, scale: f32);
 
     /// Sum of squares of `x[at ..+ len]` in f64, over fixed blocks of 4,096 elements in order.
     fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64;
 
     /// One AdamW step over elements `at ..+ len` of the flat buffers: `w -= lr * (m^ / (sqrt(v^) + eps) +
-    /// weight_decay * w)` with bias-corrected moments (decoupled decay, as `torch.optim.AdamW`).
-    #[allow(clippy::too_many_arguments)]
-    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW);
+    /// weight_decay * w)` with bias-corrected moments (decoupled decay, as `torch.optim.AdamW`). In the same
+    /// pass over memory it leaves the gradients 0, ready for the next step, and the new weights, rounded to its
+    /// type, in `stored`, which has `len` elements.
+    fn adamw(&self, p: AdamWBufs, at: usize, len: usize, c: AdamW);
 }

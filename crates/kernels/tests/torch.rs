@@ -4,7 +4,9 @@
 //! `seed` is `((37 i + 11 seed) mod 64 - 32) / 16`.
 
 use zamba_kernels::reference::Reference;
-use zamba_kernels::{Act, AdamW, Attention, Buf, Conv, Device, Dtype, IGNORE, Linear, Mat, Scan, Span};
+use zamba_kernels::{
+    Act, AdamW, AdamWBufs, Attention, Buf, Conv, Device, Dtype, IGNORE, Linear, Mat, Scan, Span,
+};
 
 const DEV: Reference = Reference;
 
@@ -248,8 +250,9 @@ fn adamw() {
     for step in 1..=3 {
         let constants =
             AdamW { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, grad_scale: 0.5, step };
-        let g = input(step as usize + 1, 3);
-        DEV.adamw(&mut w, &mut m, &mut v, &g, 0, 3, constants);
+        let (mut g, mut stored) = (input(step as usize + 1, 3), empty(3));
+        let bufs = AdamWBufs { w: &mut w, m: &mut m, v: &mut v, g: &mut g, stored: &mut stored };
+        DEV.adamw(bufs, 0, 3, constants);
     }
     assert_close(&w, &[-1.29454209, 0.989998326, -0.700905232]);
     assert_close(&m, &[0.015, -0.05165625, 0.0996875]);

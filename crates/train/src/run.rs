@@ -175,7 +175,6 @@ impl Run<'_> {
             // gradients, and the step is done again after the resume.
             let rows = self.next_rows(phase, at)?;
             let targets: usize = rows.iter().map(Sample::predictions).sum();
-            self.device.fill(&mut self.grads, 0.0);
             let mut nll = 0.0;
             for rows in rows.chunks(self.recipe.micro_batch) {
                 if self.stopped() {
@@ -194,7 +193,9 @@ impl Run<'_> {
             let verdict = self.state.guard.judge(&self.recipe.guard, loss, norm);
             if verdict.is_ok() {
                 let o = &self.recipe.optimiser;
-                step::update(&mut self.model, &mut self.state, &*self.device, &self.grads, o, lr, norm);
+                step::update(&mut self.model, &mut self.state, &*self.device, &mut self.grads, o, lr, norm);
+            } else {
+                self.device.fill(&mut self.grads, 0.0);
             }
             self.state.step += 1;
             self.state.tokens += self.recipe.tokens_per_step();
@@ -245,10 +246,10 @@ impl Run<'_> {
     /// One micro-batch: adds its gradients, scaled, and returns the sum of its losses in nats.
     fn pass(&mut self, rows: &[Sample], scale: f32) -> f64 {
         let (batch, targets) = pack(rows);
-        let recompute = self.recipe.recompute;
-        let (ctx, nll) = step::forward(&self.model, &self.workspace, batch, &targets, scale, recompute);
-        ctx.backward(&mut self.grads);
-        nll
+        let mut ctx = self.workspace.train(batch, self.recipe.recompute);
+        let hidden = self.model.forward(&mut ctx);
+        let nll_t = self.model.backward(ctx, hidden, &targets, scale, &mut self.grads);
+        nll_t.iter().map(|x| f64::from(*x)).sum()
     }
 
     fn record(&mut self, phase: usize, loss: f64, lr: f64, norm: f64, seconds: f64, why: Option<String>) {
@@ -426,8 +427,7 @@ fn score(model: &Zamba, workspace: &Workspace, rows: &[Sample]) -> f64 {
     let (batch, targets) = pack(rows);
     let mut ctx = workspace.infer(batch, None);
     let hidden = model.forward(&mut ctx);
-    let logits = model.logits(&mut ctx, &hidden);
-    let nll = ctx.cross_entropy(&logits, &targets, 1.0);
+    let nll = model.nll(&mut ctx, &hidden, &targets);
     let mut nll_t = vec![0.0; targets.len()];
     ctx.read(&nll, 0, &mut nll_t);
     nll_t.iter().zip(&targets).filter(|(_, t)| **t != IGNORE).map(|(x, _)| f64::from(*x)).sum()

@@ -193,7 +193,15 @@ impl Ctx<'_> {
     /// If the pass was made without a tape.
     pub fn backward(mut self, flat: &mut Buf) {
         let tape = self.tape.take().expect("a training pass has a tape");
+        Back { env: self.env.clone(), flat, vars: vec![] }.run(tape);
+    }
+
+    /// As [`Ctx::backward`] where the tape has no loss and `dy` is the gradient of its last value, `y`.
+    pub(crate) fn backward_from(mut self, y: Var, dy: Var, flat: &mut Buf) {
+        let tape = self.tape.take().expect("a training pass has a tape");
         let mut back = Back { env: self.env.clone(), flat, vars: vec![] };
+        back.put(&y, dy);
+        drop(y);
         back.run(tape);
     }
 }

@@ -160,6 +160,22 @@ impl Zamba {
         ctx.linear(hidden, self.head.as_ref().unwrap_or(&self.embed), None)
     }
 
+    /// Negative log-likelihoods `[t, 1]` of `targets` after hidden states `[t, d]`, as
+    /// [`Ctx::cross_entropy`] of [`Zamba::logits`] gives them, without ever holding all logits.
+    pub fn nll(&self, ctx: &mut Ctx, hidden: &Var, targets: &[u32]) -> Var {
+        ctx.head_loss(hidden, self.head.as_ref().unwrap_or(&self.embed), targets)
+    }
+
+    /// Adds the gradients of `scale * sum(nll)` to `flat` (see [`Ctx::backward`]) and returns the `nll` of
+    /// [`Zamba::nll`]. Ends the pass that gave `hidden`.
+    pub fn backward(&self, ctx: Ctx, hidden: Var, targets: &[u32], scale: f32, flat: &mut Buf) -> Vec<f32> {
+        let nll =
+            ctx.backward_from_head(hidden, self.head.as_ref().unwrap_or(&self.embed), targets, scale, flat);
+        let mut host = vec![0.0; targets.len()];
+        self.dev.download(&mut host, nll.buf(), 0);
+        host
+    }
+
     fn sizes(&self) -> Sizes {
         let c = &self.config;
         Sizes {

@@ -102,12 +102,12 @@ impl<'m> Session<'m> {
             batch.push(0, at, part);
             let mut ctx = self.workspace.infer(batch, Some(&mut self.state));
             let hidden = self.model.forward(&mut ctx);
-            let logits = self.model.logits(&mut ctx, &hidden);
-            let nll = ctx.cross_entropy(&logits, &targets, 1.0);
+            let nll = self.model.nll(&mut ctx, &hidden, &targets);
             host.resize(scored, 0.0);
             ctx.read(&nll, 0, &mut host);
             logprobs.extend(host.iter().map(|x| Some(-x)));
             if let Some(rows) = &mut rows {
+                let logits = self.model.logits(&mut ctx, &hidden);
                 host.resize(logits.rows() * logits.cols(), 0.0);
                 ctx.read(&logits, 0, &mut host);
                 rows(&host);

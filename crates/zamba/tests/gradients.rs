@@ -5,7 +5,7 @@ mod common;
 use std::sync::Arc;
 
 use common::{cpus, devices, lively, small_config, tokens};
-use zamba::{Batch, Workspace, Zamba};
+use zamba::{Batch, Workspace, Zamba, ZambaConfig};
 use zamba_kernels::reference::Reference;
 use zamba_kernels::{Device, Dtype, IGNORE};
 
@@ -24,6 +24,86 @@ fn loss_and_gradient(model: &Zamba, batch: Batch, targets: &[u32], recompute: bo
     let mut grad = vec![0.0; flat.len()];
     dev.download(&mut grad, &flat, 0);
     (host.iter().map(|&x| f64::from(x)).sum::<f64>() / f64::from(counted), grad)
+}
+
+/// The loss straight from hidden states: each token's, and the gradient.
+fn fused(model: &Zamba, batch: Batch, targets: &[u32], scale: f32) -> (Vec<f32>, Vec<f32>) {
+    let dev = model.device().clone();
+    let mut flat = dev.alloc(Dtype::F32, model.num_parameters());
+    let mut ctx = Workspace::new(dev.clone()).train(batch, false);
+    let hidden = model.forward(&mut ctx);
+    let nll = model.backward(ctx, hidden, targets, scale, &mut flat);
+    let mut grad = vec![0.0; flat.len()];
+    dev.download(&mut grad, &flat, 0);
+    (nll, grad)
+}
+
+/// The same by way of all logits.
+fn whole(model: &Zamba, batch: Batch, targets: &[u32], scale: f32) -> (Vec<f32>, Vec<f32>) {
+    let dev = model.device().clone();
+    let mut flat = dev.alloc(Dtype::F32, model.num_parameters());
+    let mut ctx = Workspace::new(dev.clone()).train(batch, false);
+    let hidden = model.forward(&mut ctx);
+    let logits = model.logits(&mut ctx, &hidden);
+    let nll = ctx.cross_entropy(&logits, targets, scale);
+    let mut host = vec![0.0; targets.len()];
+    ctx.read(&nll, 0, &mut host);
+    ctx.backward(&mut flat);
+    let mut grad = vec![0.0; flat.len()];
+    dev.download(&mut grad, &flat, 0);
+    (host, grad)
+}
+
+/// A row of up to 256 tokens takes the same sums either way. A longer one adds the gradient of the head up in
+/// parts, and everything else is the same still.
+#[test]
+fn the_loss_from_hidden_states_is_that_of_all_logits() {
+    for dev in cpus(2) {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let model = lively(&small_config(), dev.clone(), dtype, 12);
+            let head = model.params()[0].mat().len();
+            for len in [5, 256, 600] {
+                let batch = Batch::of(&tokens(len, 61, 5));
+                let mut targets = tokens(len, 61, 6);
+                targets[1] = IGNORE;
+                let scale = 1.0 / len as f32;
+                let (nll, grad) = fused(&model, batch.clone(), &targets, scale);
+                let (all_nll, all_grad) = whole(&model, batch.clone(), &targets, scale);
+                assert_eq!(nll, all_nll, "{len} tokens");
+                let mut ctx = Workspace::new(dev.clone()).infer(batch, None);
+                let hidden = model.forward(&mut ctx);
+                let alone = model.nll(&mut ctx, &hidden, &targets);
+                let mut host = vec![0.0; len];
+                ctx.read(&alone, 0, &mut host);
+                assert_eq!(host, nll, "without a tape, {len} tokens");
+                let exact = if len <= 256 { 0 } else { head };
+                assert_eq!(grad[exact..], all_grad[exact..], "{len} tokens");
+                let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                let off = norm(&mut grad.iter().zip(&all_grad).map(|(a, b)| a - b));
+                assert!(off <= 1e-6 * norm(&mut all_grad.iter().copied()), "{len} tokens: {off}");
+            }
+        }
+    }
+}
+
+/// What a step holds beside the activations of the layers does not grow with tokens times vocabulary.
+#[test]
+fn logits_of_all_tokens_are_never_in_memory() {
+    let dev: Arc<dyn Device> = cpus(2).swap_remove(0);
+    let held = |vocab_size: usize, len: usize| {
+        let config = ZambaConfig { vocab_size, ..small_config() };
+        let model = lively(&config, dev.clone(), Dtype::F32, 13);
+        let mut flat = dev.alloc(Dtype::F32, model.num_parameters());
+        let workspace = Workspace::new(dev.clone());
+        let (inputs, targets) = (tokens(len, 61, 7), tokens(len, 61, 8));
+        let mut ctx = workspace.train(Batch::of(&inputs), false);
+        let hidden = model.forward(&mut ctx);
+        model.backward(ctx, hidden, &targets, 1.0, &mut flat);
+        workspace.held_bytes()
+    };
+    let more = |len| held(3061, len) - held(61, len);
+    assert_eq!(more(512), more(1024));
+    assert!(more(512) < 512 * 3000 * 4);
 }
 
 fn two_documents() -> (Batch, Vec<u32>) {

@@ -162,19 +162,20 @@ impl Step {
         repeat(wishes.repetitions, || {
             let mut spent = Seconds::default();
             let mut clock = Clock(Instant::now());
-            device.fill(&mut grads, 0.0);
             for _ in 0..self.passes {
                 interrupt::check("nothing was measured")?;
                 let mut batch = Batch::default();
                 (0..self.rows).for_each(|row| batch.push(row, 0, &tokens.take(self.sequence)));
                 let targets = tokens.take(self.rows * self.sequence);
-                let (ctx, _) = step::forward(&model, &workspace, batch, &targets, scale, self.recompute);
+                let mut ctx = workspace.train(batch, self.recompute);
+                let hidden = model.forward(&mut ctx);
                 spent.forward += clock.lap();
-                ctx.backward(&mut grads);
+                // The loss and its gradient come with the way back.
+                model.backward(ctx, hidden, &targets, scale, &mut grads);
                 spent.backward += clock.lap();
             }
             let norm = step::norm(&*device, &grads);
-            step::update(&mut model, &mut state, &*device, &grads, &self.optimiser, 1e-4, norm);
+            step::update(&mut model, &mut state, &*device, &mut grads, &self.optimiser, 1e-4, norm);
             spent.optimiser = clock.lap();
             all.push(spent);
             Ok(spent.sum())

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use zamba::{Batch, Workspace, Zamba, ZambaConfig};
-use zamba_kernels::{AdamW, Device, Dtype};
+use zamba_kernels::{AdamW, AdamWBufs, Device, Dtype};
 use zamba_train::state::RunState;
 
 use super::corpus::Corpus;
@@ -54,7 +54,6 @@ fn seconds_per_step(config: &ZambaConfig, device: &Arc<dyn Device>) -> anyhow::R
     for trial in 0..=TRIALS {
         interrupt::check(super::NOTHING_TO_CONTINUE)?;
         let started = Instant::now();
-        device.fill(&mut grads, 0.0);
         let token = |i: usize| ((i * 7919 + trial) % config.vocab_size) as u32;
         let mut batch = Batch::default();
         for row in 0..BATCH {
@@ -64,10 +63,7 @@ fn seconds_per_step(config: &ZambaConfig, device: &Arc<dyn Device>) -> anyhow::R
         let targets: Vec<u32> = (1..=BATCH * SEQUENCE).map(token).collect();
         let mut ctx = workspace.train(batch, false);
         let hidden = model.forward(&mut ctx);
-        let logits = model.logits(&mut ctx, &hidden);
-        let nll = ctx.cross_entropy(&logits, &targets, 1.0 / targets.len() as f32);
-        drop((hidden, logits, nll));
-        ctx.backward(&mut grads);
+        model.backward(ctx, hidden, &targets, 1.0 / targets.len() as f32, &mut grads);
         let constants = AdamW {
             lr: 1e-3,
             beta1: 0.9,
@@ -77,9 +73,12 @@ fn seconds_per_step(config: &ZambaConfig, device: &Arc<dyn Device>) -> anyhow::R
             grad_scale: 1.0,
             step: trial as u64 + 1,
         };
-        let len = state.weights.len();
-        device.adamw(&mut state.weights, &mut state.m, &mut state.v, &grads, 0, len, constants);
-        model.set_weights(&state.weights);
+        let RunState { weights: w, m, v, .. } = &mut state;
+        for param in model.params_mut() {
+            let (at, len) = (param.at(), param.mat().len());
+            let (g, stored) = (&mut grads, &mut param.mat_mut().buf);
+            device.adamw(AdamWBufs { w, m, v, g, stored }, at, len, constants);
+        }
         seconds.push(started.elapsed().as_secs_f64());
     }
     seconds.remove(0);

@@ -103,6 +103,7 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
         train(40, 5, Act::Relu, true, &[3, 9]),
         // More channels than a block of the fast device.
         train(300, 4, Act::Silu, true, &[70, 130]),
+        train(2100, 4, Act::Silu, true, &[5, 68]),
         serve(300, 4, Act::Silu, true, 2, &[(1, 70, 64), (0, 5, 0)]),
         // One token of each of several sequences, in odd order, one of them new.
         serve(17, 4, Act::Silu, true, 4, &[(2, 1, 9), (0, 1, 0), (3, 1, 1)]),

@@ -9,11 +9,12 @@ use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Act, Buf, Conv, ConvAt, Span};
 
-/// Rows and channels per chunk: 16 KiB of signal.
+/// Rows per chunk.
 const ROW_BLOCK: usize = 32;
-const CHANNELS: usize = 128;
-/// Channels per chunk, and tokens per partial sum, of the backward pass.
-const BWD_CHANNELS: usize = 64;
+/// Most channels per chunk. Their rows are long enough for the processor to fetch ahead, and the chunk fits in
+/// the second-level cache with room to spare.
+const CHANNELS: usize = 1024;
+/// Tokens per partial sum of the backward pass.
 const BWD_BLOCK: usize = 64;
 
 fn check(y: &Buf, a: &Conv) {
@@ -37,7 +38,7 @@ pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
     assert!(pure || window.is_some(), "a convolution in mid-sequence needs its window");
     let channels = Channels::new(&a);
     let past = window.as_ref().map(|w| w.f32());
-    let tiles = Tiles::new(y.f32_mut(), a.e, ROW_BLOCK, Columns::all(a.e, CHANNELS));
+    let tiles = Tiles::new(y.f32_mut(), a.e, ROW_BLOCK, Columns::all(a.e, width(cpu, a.e)));
     cpu.split(a.t * a.e * a.k, tiles, |_, y: Tile<f32>| {
         let padded = y.width.next_multiple_of(LANES);
         scratch::floats((y.rows + a.k - 1) * padded, |signal| {
@@ -49,6 +50,11 @@ pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
     if let Some(window) = window {
         move_window(window.f32_mut(), &a);
     }
+}
+
+/// Channels per chunk where chunks have all tokens: a few for each thread.
+fn width(cpu: &Cpu, e: usize) -> usize {
+    e.div_ceil(2 * cpu.pool.threads()).clamp(LANES, CHANNELS).next_multiple_of(LANES)
 }
 
 /// Leaves the last `k - 1` inputs of each span in its slot.
@@ -91,12 +97,20 @@ impl<'a> Channels<'a> {
 
     /// Writes the taps of `width` channels as `k` rows, and the bias as one more, padded with zeros.
     #[inline(always)]
-    fn taps(&self, taps: &mut [f32], start: usize, width: usize) {
+    fn taps<S: Tier>(&self, taps: &mut [f32], start: usize, width: usize) {
         let padded = taps.len() / (self.k + 1);
         taps.fill(0.0);
-        for c in 0..width {
+        let w = &self.w_ek[start * self.k..][..width * self.k];
+        // Four taps is what every published model has, and a decode step does little else.
+        let whole = if self.k == 4 { width - width % LANES } else { 0 };
+        for (w, c) in w.as_chunks::<{ 4 * LANES }>().0.iter().zip((0..whole).step_by(LANES)) {
+            for (j, tap) in by_four::<S>(w).into_iter().enumerate() {
+                tap.store(&mut taps[j * padded + c..]);
+            }
+        }
+        for c in whole..width {
             for j in 0..self.k {
-                taps[j * padded + c] = self.w_ek[(start + c) * self.k + j];
+                taps[j * padded + c] = w[c * self.k + j];
             }
         }
         if let Some(bias) = self.bias_e {
@@ -123,6 +137,18 @@ impl<'a> Channels<'a> {
             }
         }
     }
+}
+
+/// Every fourth element, from each of the first four.
+#[inline(always)]
+fn by_four<S: Tier>(x: &[f32; 4 * LANES]) -> [V<S>; 4] {
+    let (low, high) = x.split_at(2 * LANES);
+    let (mut evens, mut odds) = ([0.0; 2 * LANES], [0.0; 2 * LANES]);
+    V::<S>::evens(low).store(&mut evens);
+    V::<S>::evens(high).store(&mut evens[LANES..]);
+    V::<S>::odds(low).store(&mut odds);
+    V::<S>::odds(high).store(&mut odds[LANES..]);
+    [V::evens(&evens), V::evens(&odds), V::odds(&evens), V::odds(&odds)]
 }
 
 /// The channels of a chunk and the window they continue from.
@@ -159,16 +185,20 @@ impl Op for Forward<'_> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        for_act!(self.channels.act, ACT => self.spans::<S>(ACT));
+        // The number of taps of every published model is known to the compiler.
+        match self.channels.k {
+            4 => for_act!(self.channels.act, ACT => self.spans::<S>(ACT, 4)),
+            k => for_act!(self.channels.act, ACT => self.spans::<S>(ACT, k)),
+        }
     }
 }
 
 impl Forward<'_> {
     #[inline(always)]
-    fn spans<S: Tier>(&mut self, act: Act) {
-        let (a, k) = (self.channels, self.channels.k);
+    fn spans<S: Tier>(&mut self, act: Act, k: usize) {
+        let a = self.channels;
         let padded = self.y.width.next_multiple_of(LANES);
-        a.taps(self.taps, self.y.start, self.y.width);
+        a.taps::<S>(self.taps, self.y.start, self.y.width);
         let (first, last) = (self.y.row, self.y.row + self.y.rows);
         let skip = a.spans.partition_point(|s| s.start + s.len <= first);
         for s in a.spans[skip..].iter().take_while(|s| s.start < last) {
@@ -197,7 +227,7 @@ pub(super) fn conv_bwd(cpu: &Cpu, dxz: &mut Buf, dw_flat: &mut Buf, at: ConvAt, 
     let [dw, dbias] = dw_flat.f32_mut().get_disjoint_mut(ranges).expect("gradients of a convolution overlap");
     let dbias = at.bias.map(|_| dbias);
     let (channels, dy) = (Channels::new(&a), dy.f32());
-    let columns = Columns::all(a.e, BWD_CHANNELS);
+    let columns = Columns::all(a.e, width(cpu, a.e));
     let parts = (
         Tiles::columns(dxz.f32_mut(), 2 * a.e, columns.scaled(2)),
         Tiles::columns(dw, a.e * a.k, columns.scaled(a.k)),
@@ -232,21 +262,25 @@ impl Op for Backward<'_> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        for_act!(self.channels.act, ACT => self.spans::<S>(ACT));
+        // The number of taps of every published model is known to the compiler.
+        match self.channels.k {
+            4 => for_act!(self.channels.act, ACT => self.spans::<S>(ACT, 4)),
+            k => for_act!(self.channels.act, ACT => self.spans::<S>(ACT, k)),
+        }
     }
 }
 
 impl Backward<'_> {
     #[inline(always)]
-    fn spans<S: Tier>(&mut self, act: Act) {
-        let (a, k, padded) = (self.channels, self.channels.k, self.padded);
+    fn spans<S: Tier>(&mut self, act: Act, k: usize) {
+        let (a, padded) = (self.channels, self.padded);
         let (start, width) = (self.dxz.start / 2, self.dxz.width / 2);
         let size = (k + 1) * padded;
-        a.taps(&mut self.taps[..size], start, width);
+        a.taps::<S>(&mut self.taps[..size], start, width);
         self.taps[size..].fill(0.0);
         for s in a.spans {
             for from in (0..s.len).step_by(BWD_BLOCK) {
-                self.block::<S>(act, s, from);
+                self.block::<S>(act, k, s, from);
                 let (block, total) = self.taps[size..].split_at_mut(size);
                 for (total, block) in total.iter_mut().zip(block) {
                     *total += std::mem::take(block);
@@ -270,8 +304,8 @@ impl Backward<'_> {
     /// Tokens `from ..` of a span, up to [`BWD_BLOCK`] of them. The gradient of an input reaches `k - 1`
     /// tokens ahead, so that of the sums is computed for as many tokens of the next block too.
     #[inline(always)]
-    fn block<S: Tier>(&mut self, act: Act, s: &Span, from: usize) {
-        let (a, k, padded) = (self.channels, self.channels.k, self.padded);
+    fn block<S: Tier>(&mut self, act: Act, k: usize, s: &Span, from: usize) {
+        let (a, padded) = (self.channels, self.padded);
         let (start, width) = (self.dxz.start / 2, self.dxz.width / 2);
         let size = (k + 1) * padded;
         let to = s.len.min(from + BWD_BLOCK);

@@ -8,9 +8,9 @@ use std::fmt;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::tier::{self, LANES, Op, Tier, V};
 #[cfg(target_arch = "x86_64")]
 use super::amx;
+use super::tier::{self, LANES, Op, Tier, V};
 use super::{Cpu, Isa};
 use crate::{Buf, Device};
 

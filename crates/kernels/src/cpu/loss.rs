@@ -86,28 +86,29 @@ fn row_max<S: Tier>(row: &[f32]) -> f32 {
 /// See [`crate::Device::cross_entropy_bwd`].
 pub(super) fn cross_entropy_bwd(
     cpu: &Cpu,
-    dlogits: &mut Buf,
-    logits: &Buf,
+    logits: &mut Buf,
     lse: &Buf,
     targets: &[u32],
     v: usize,
     scale: f32,
 ) {
-    let (logits, lse) = (logits.f32(), lse.f32());
-    assert!(logits.len() == targets.len() * v && dlogits.len() == logits.len(), "arrays of a loss");
-    cpu.rows(dlogits.f32_mut(), v, |t, dlogits| {
-        if targets[t] != IGNORE {
-            cpu.isa.run(LossBwd { dlogits, logits: &logits[t * v..][..v], lse: lse[t], scale });
-            dlogits[targets[t] as usize] -= scale;
+    let lse = lse.f32();
+    assert_eq!(logits.len(), targets.len() * v, "arrays of a loss");
+    cpu.rows(logits.f32_mut(), v, |t, row| {
+        if targets[t] == IGNORE {
+            row.fill(0.0);
+        } else {
+            let target = targets[t] as usize;
+            cpu.isa.run(LossBwd { row, lse: lse[t], scale, target });
         }
     });
 }
 
 struct LossBwd<'a> {
-    dlogits: &'a mut [f32],
-    logits: &'a [f32],
+    row: &'a mut [f32],
     lse: f32,
     scale: f32,
+    target: usize,
 }
 
 impl Op for LossBwd<'_> {
@@ -115,9 +116,9 @@ impl Op for LossBwd<'_> {
     #[inline(always)]
     fn eval<S: Tier>(self) {
         let (scale, lse) = (V::<S>::splat(self.scale), V::splat(self.lse));
-        for (d, x) in self.dlogits.chunks_mut(LANES).zip(self.logits.chunks(LANES)) {
-            let softmax = exp(V::load_part(x) - lse);
-            scale.fma(softmax, V::load_part(d)).store_part(d);
+        for x in self.row.chunks_mut(LANES) {
+            (scale * exp(V::load_part(x) - lse)).store_part(x);
         }
+        self.row[self.target] -= self.scale;
     }
 }

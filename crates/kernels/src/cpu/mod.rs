@@ -46,8 +46,8 @@ mod x86;
 use self::pool::Pool;
 use self::split::{Runs, Split};
 use crate::{
-    Act, AdamW, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
-    ScanGrads,
+    Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
+    Scan, ScanAt, ScanGrads,
 };
 
 pub use self::isa::{Isa, IsaError};
@@ -286,23 +286,15 @@ impl Device for Cpu {
         loss::cross_entropy(self, nll_t, lse_t, logits_tv, targets, v);
     }
 
-    fn cross_entropy_bwd(
-        &self,
-        dlogits_tv: &mut Buf,
-        logits_tv: &Buf,
-        lse_t: &Buf,
-        targets: &[u32],
-        v: usize,
-        scale: f32,
-    ) {
-        loss::cross_entropy_bwd(self, dlogits_tv, logits_tv, lse_t, targets, v, scale);
+    fn cross_entropy_bwd(&self, logits_tv: &mut Buf, lse_t: &Buf, targets: &[u32], v: usize, scale: f32) {
+        loss::cross_entropy_bwd(self, logits_tv, lse_t, targets, v, scale);
     }
 
     fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64 {
         norm::sum_squares(self, &x.f32()[at..][..len])
     }
 
-    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW) {
-        optim::adamw(self, w, m, v, g, at, len, c);
+    fn adamw(&self, p: AdamWBufs, at: usize, len: usize, c: AdamW) {
+        optim::adamw(self, p, at, len, c);
     }
 }

@@ -1,44 +1,43 @@
 //! The optimiser's step.
 
+use super::rows::From32;
 use super::split::Runs;
 use super::tier::{Op, Tier};
 use super::{Cpu, GRAIN};
-use crate::{AdamW, Buf};
+use crate::{AdamW, AdamWBufs, Dtype};
 
 /// See [`crate::Device::adamw`].
-#[allow(clippy::too_many_arguments)]
-pub(super) fn adamw(
-    cpu: &Cpu,
-    w: &mut Buf,
-    m: &mut Buf,
-    v: &mut Buf,
-    g: &Buf,
-    at: usize,
-    len: usize,
-    c: AdamW,
-) {
-    let g = &g.f32()[at..][..len];
+pub(super) fn adamw(cpu: &Cpu, p: AdamWBufs, at: usize, len: usize, c: AdamW) {
+    assert_eq!(p.stored.len(), len, "length of the parameter");
     let block = GRAIN / 2;
-    let parts = (
-        Runs::new(&mut w.f32_mut()[at..][..len], block),
-        Runs::new(&mut m.f32_mut()[at..][..len], block),
-        Runs::new(&mut v.f32_mut()[at..][..len], block),
+    let state = (
+        Runs::new(&mut p.w.f32_mut()[at..][..len], block),
+        Runs::new(&mut p.m.f32_mut()[at..][..len], block),
+        Runs::new(&mut p.v.f32_mut()[at..][..len], block),
+        Runs::new(&mut p.g.f32_mut()[at..][..len], block),
     );
-    cpu.split(len, parts, |index, (w, m, v): (&mut [f32], &mut [f32], &mut [f32])| {
-        let g = &g[index * block..][..w.len()];
-        cpu.isa.run(Step { w, m, v, g, c });
-    });
+    match p.stored.dtype() {
+        Dtype::F32 => {
+            let parts = (state, Runs::new(p.stored.f32_mut(), block));
+            cpu.split(len, parts, |_, (state, stored)| cpu.isa.run(Step { state, stored, c }));
+        }
+        Dtype::Bf16 => {
+            let parts = (state, Runs::new(p.stored.bf16_mut(), block));
+            cpu.split(len, parts, |_, (state, stored)| cpu.isa.run(Step { state, stored, c }));
+        }
+    }
 }
 
-struct Step<'a> {
-    w: &'a mut [f32],
-    m: &'a mut [f32],
-    v: &'a mut [f32],
-    g: &'a [f32],
+/// Weights, both moments and gradients.
+type State<'a> = (&'a mut [f32], &'a mut [f32], &'a mut [f32], &'a mut [f32]);
+
+struct Step<'a, T> {
+    state: State<'a>,
+    stored: &'a mut [T],
     c: AdamW,
 }
 
-impl Op for Step<'_> {
+impl<T: From32> Op for Step<'_, T> {
     type Out = ();
     #[inline(always)]
     fn eval<S: Tier>(self) {
@@ -49,14 +48,16 @@ impl Op for Step<'_> {
         let root = (1.0 / correction(c.beta2).sqrt()) as f32;
         let keep = 1.0 - c.lr * c.weight_decay;
         let (rest1, rest2) = (1.0 - c.beta1, 1.0 - c.beta2);
-        let len = self.g.len();
-        let (w, m, v) = (&mut self.w[..len], &mut self.m[..len], &mut self.v[..len]);
+        let (w, m, v, g) = self.state;
+        let len = self.stored.len();
+        let (w, m, v, g) = (&mut w[..len], &mut m[..len], &mut v[..len], &mut g[..len]);
         for j in 0..len {
-            let g = self.g[j] * c.grad_scale;
-            m[j] = S::fma1(c.beta1, m[j], rest1 * g);
-            v[j] = S::fma1(c.beta2, v[j], rest2 * g * g);
+            let scaled = std::mem::take(&mut g[j]) * c.grad_scale;
+            m[j] = S::fma1(c.beta1, m[j], rest1 * scaled);
+            v[j] = S::fma1(c.beta2, v[j], rest2 * scaled * scaled);
             let move_by = step * m[j] / S::fma1(v[j].sqrt(), root, c.eps);
             w[j] = S::fma1(w[j], keep, -move_by);
+            self.stored[j] = T::put(w[j]);
         }
     }
 }

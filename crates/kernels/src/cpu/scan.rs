@@ -1,19 +1,19 @@
 //! Selective scan: channels in lanes, states in an inner loop, time outside.
 //!
-//! A chunk takes a block of channels through all spans. Its states and decay rates, `[n, channels]`, stay
-//! in L1; softplus, exponentials, skip and gate happen in the same pass over the arrays, some tokens ahead.
+//! A chunk takes a block of channels through all spans. Its states and decay rates stay in L1; softplus,
+//! exponentials, skip and gate happen in the same pass over the arrays, some tokens ahead.
 
-use super::math::{exp, exp2_decay, silu, softplus};
+use super::math::{LEAST_POWER, exp, exp2_decay, silu, softplus};
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, Span};
 
-/// Most channels per chunk: states and rates of 16 states each are 8 KiB.
-const CHANNELS: usize = 64;
-/// Tokens that are staged together: 16 KiB. Rows of the arrays are pages apart, where no prefetcher looks;
-/// a loop that does little but load them has many loads in flight, one that scans has those of one token.
-const STAGED: usize = 16;
+/// Most channels per chunk. Their rows are long enough for the processor to fetch ahead, and what is staged
+/// of them, with states and rates, takes a quarter of the second-level cache.
+const CHANNELS: usize = 1024;
+/// Tokens that are staged together.
+const STAGED: usize = SCAN_CHUNK;
 
 /// The arrays of a scan as slices.
 #[derive(Clone, Copy)]
@@ -38,6 +38,7 @@ impl<'a> Arrays<'a> {
     pub(super) fn new(a: &Scan<'a>) -> Self {
         let (te, row) = (a.t * a.e, a.h * (a.r + 2 * a.n));
         assert!(a.h > 0 && a.e.is_multiple_of(a.h), "{} channels in {} heads", a.e, a.h);
+        assert!(a.n > 0, "a scan without states");
         assert!(a.x_te.len() == te && a.dt_te.len() == te && a.xz.len() == 2 * te, "signals of a scan");
         assert!(a.p.len() == a.t * row && a.a_log_en.len() == a.e * a.n, "parameters of a scan");
         assert!(a.d_e.len() == a.e && a.dt_bias_e.len() == a.e, "vectors of a scan");
@@ -65,20 +66,23 @@ impl<'a> Arrays<'a> {
         self.p[at..][..2 * self.n].split_at(self.n)
     }
 
-    /// Writes `-exp(a_log) * log2 e` of `width` channels as `n` padded rows: the decay over a step is then
-    /// `2^(dt * rate)`. `space` is overwritten.
+    /// Writes `-exp(a_log) * log2 e` of `width` channels from `first`, `n` vectors per 16 channels: the decay
+    /// over a step is `2^(dt * rate)`. Lanes beyond the last channel are harmless.
     #[inline(always)]
-    pub(super) fn rates<S: Tier>(&self, rates: &mut [f32], space: &mut [f32], first: usize, width: usize) {
-        let (n, padded) = (self.n, width.next_multiple_of(LANES));
-        let space = &mut space[..width * n];
-        let a_log = &self.a_log_en[first * n..][..width * n];
-        for (y, a) in space.chunks_mut(LANES).zip(a_log.chunks(LANES)) {
-            (exp(V::<S>::load_part(a)) * V::splat(-std::f32::consts::LOG2_E)).store_part(y);
-        }
-        rates[..n * padded].fill(0.0);
-        for c in 0..width {
-            for j in 0..n {
-                rates[j * padded + c] = space[c * n + j];
+    pub(super) fn rates<S: Tier>(&self, rates: &mut [f32], first: usize, width: usize) {
+        let size = self.n * LANES;
+        let a_log = self.a_log_en[first * self.n..][..width * self.n].chunks(size);
+        for (rates, a_log) in rates.chunks_exact_mut(size).zip(a_log) {
+            for from in (0..self.n).step_by(LANES) {
+                let mut rows = [V::<S>::zero(); LANES];
+                for (row, a_log) in rows.iter_mut().zip(a_log.chunks_exact(self.n)) {
+                    let states = &a_log[from..self.n.min(from + LANES)];
+                    *row = exp(V::load_part(states)) * V::splat(-std::f32::consts::LOG2_E);
+                }
+                V::transpose(&mut rows);
+                for (row, rates) in rows.iter().zip(rates[from * LANES..].chunks_exact_mut(LANES)) {
+                    row.store(rates);
+                }
             }
         }
     }
@@ -90,89 +94,146 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
     assert_eq!(y.len(), a.t * a.e, "output of a scan");
     assert!(state.is_some() || a.spans.iter().all(|s| s.pos == 0), "a scan in mid-sequence needs its state");
     assert!(saved.as_ref().is_none_or(|s| s.len() == a.saved_len()), "saved states of a scan");
-    let mut width = CHANNELS;
-    while width > LANES && Columns::grouped(a.e, a.h, width).count() < 2 * cpu.pool.threads() {
-        width /= 2;
-    }
-    let columns = Columns::grouped(a.e, a.h, width);
+    let columns = columns(&a, cpu.pool.threads());
     let parts = (
         Tiles::columns(y.f32_mut(), a.e, columns),
         state.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
-        saved.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
+        saved.map(|s| Tiles::columns(s.f32_mut(), a.e * a.n, columns.scaled(a.n))),
     );
     cpu.split(a.t * a.e * a.n, parts, |_, (y, state, saved)| {
-        let size = a.n * y.width.next_multiple_of(LANES);
-        scratch::floats(2 * size + 4 * STAGED * CHANNELS, |memory| {
+        let (vectors, bc) = (y.width.div_ceil(LANES), STAGED * 2 * a.n);
+        let size = vectors * a.n * LANES;
+        scratch::floats(2 * size + vectors * STAGED * ITEM + bc, |memory| {
             let (rates, rest) = memory.split_at_mut(size);
-            let (s, staged) = rest.split_at_mut(size);
-            let [dt, dtx, skip, gate] = staged.as_chunks_mut().0 else { unreachable!("four arrays") };
-            let stage = Stage { dt, dtx, skip, gate };
-            cpu.isa.run(Forward { y, state, saved, rates, s, stage, arrays });
+            let (s, rest) = rest.split_at_mut(size);
+            let (bc, items) = rest.split_at_mut(bc);
+            cpu.isa.run(Forward { y, state, saved, rates, s, items, bc, arrays });
         });
     });
+}
+
+/// Blocks of channels of nearly equal width, a few for each thread.
+fn columns(a: &Scan, threads: usize) -> Columns {
+    let group = a.e / a.h;
+    let few = (2 * threads).div_ceil(a.h).min(group.div_ceil(LANES));
+    let parts = few.max(group.div_ceil(CHANNELS)).max(1);
+    Columns::grouped(a.e, a.h, group.div_ceil(parts).next_multiple_of(LANES))
 }
 
 struct Forward<'a> {
     y: Tile<'a, f32>,
     state: Option<Tile<'a, f32>>,
     saved: Option<Tile<'a, f32>>,
-    /// `[n, padded]` each: decay rates, and the state.
+    /// Decay rates, and the state: per 16 channels `n` vectors each.
     rates: &'a mut [f32],
     s: &'a mut [f32],
-    stage: Stage<'a>,
+    /// What tokens bring, [`STAGED`] of [`ITEM`] floats per 16 channels.
+    items: &'a mut [f32],
+    /// B and C of the tokens, `2 n` each.
+    bc: &'a mut [f32],
     arrays: Arrays<'a>,
 }
 
-/// What a token brings to the scan, in rows of [`CHANNELS`].
-struct Stage<'a> {
-    dt: &'a mut [f32; STAGED * CHANNELS],
-    /// `dt * x`
-    dtx: &'a mut [f32; STAGED * CHANNELS],
-    /// `D * x`
-    skip: &'a mut [f32; STAGED * CHANNELS],
-    /// `silu(z)`
-    gate: &'a mut [f32; STAGED * CHANNELS],
-}
+/// Floats that a token brings to 16 channels: `dt`, `dt * x`, `D * x` and `silu(z)`.
+const ITEM: usize = 4 * LANES;
 
 impl Op for Forward<'_> {
     type Out = ();
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        let (a, width) = (self.arrays, self.y.width);
-        let (n, padded) = (a.n, width.next_multiple_of(LANES));
+        let a = self.arrays;
         let first = self.y.group * (a.e / a.h) + self.y.start;
-        a.rates::<S>(self.rates, self.s, first, width);
-        let mut saved_rows = 0;
+        a.rates::<S>(self.rates, first, self.y.width);
+        let mut chunk = 0;
         for span in a.spans {
-            self.s.fill(0.0);
-            if let (Some(state), true) = (&self.state, span.pos > 0) {
-                for j in 0..n {
-                    self.s[j * padded..][..width].copy_from_slice(state.row(span.slot * n + j));
+            self.begin::<S>(span);
+            for i in (0..span.len).step_by(STAGED) {
+                if let Some(saved) = &mut self.saved {
+                    save::<S>(saved.row_mut(chunk), self.s, a.n);
+                    chunk += 1;
+                }
+                let (t, count) = (span.start + i, STAGED.min(span.len - i));
+                self.stage::<S>(t, count, first);
+                for v in 0..self.y.width.div_ceil(LANES) {
+                    self.vector::<S>(v, t, count);
                 }
             }
-            for i in 0..span.len {
-                if i.is_multiple_of(STAGED) {
-                    self.stage::<S>(span.start + i, STAGED.min(span.len - i), first);
-                }
-                if let (Some(saved), true) = (&mut self.saved, i.is_multiple_of(SCAN_CHUNK)) {
-                    for j in 0..n {
-                        saved.row_mut(saved_rows + j).copy_from_slice(&self.s[j * padded..][..width]);
-                    }
-                    saved_rows += n;
-                }
-                self.token::<S>(span.start + i, i % STAGED);
-            }
-            if let Some(state) = &mut self.state {
-                for j in 0..n {
-                    state.row_mut(span.slot * n + j).copy_from_slice(&self.s[j * padded..][..width]);
-                }
-            }
+            self.end::<S>(span);
         }
     }
 }
 
+/// Copies states to the row of a chunk, where `n` runs of as many as 16 channels stand one after the other.
+#[inline(always)]
+fn save<S: Tier>(saved: &mut [f32], s: &[f32], n: usize) {
+    for (saved, s) in saved.chunks_mut(n * LANES).zip(s.chunks_exact(n * LANES)) {
+        let width = saved.len() / n;
+        for (saved, s) in saved.chunks_exact_mut(width).zip(s.chunks_exact(LANES)) {
+            V::<S>::load(s).store_part(saved);
+        }
+    }
+}
+
+/// The reverse of [`save`].
+#[inline(always)]
+pub(super) fn restore<S: Tier>(s: &mut [f32], saved: &[f32], n: usize) {
+    for (saved, s) in saved.chunks(n * LANES).zip(s.chunks_exact_mut(n * LANES)) {
+        let width = saved.len() / n;
+        for (saved, s) in saved.chunks_exact(width).zip(s.chunks_exact_mut(LANES)) {
+            V::<S>::load_part(saved).store(s);
+        }
+    }
+}
+
+/// Whether, with steps as long as `longest`, a decay would be too small for [`exp2_decay`].
+#[inline(always)]
+pub(super) fn reaches_down<S: Tier>(longest: V<S>, rates: &[f32]) -> bool {
+    let mut lowest = V::<S>::zero();
+    for rate in rates.chunks_exact(LANES) {
+        lowest = V::load(rate).smaller(lowest);
+    }
+    // Rounding keeps order, so no product is below this one.
+    (V::splat(LEAST_POWER) - longest * lowest).max() > 0.0
+}
+
+/// The decay over a step, clamped where [`reaches_down`] says so.
+#[inline(always)]
+pub(super) fn decay<S: Tier, const CLAMP: bool>(dt: V<S>, rate: V<S>) -> V<S> {
+    let power = dt * rate;
+    exp2_decay(if CLAMP { V::splat(LEAST_POWER).larger(power) } else { power })
+}
+
 impl Forward<'_> {
+    /// Sets the state before the first token of a span.
+    #[inline(always)]
+    fn begin<S: Tier>(&mut self, span: &Span) {
+        self.s.fill(0.0);
+        let n = self.arrays.n;
+        if let (Some(state), true) = (&self.state, span.pos > 0) {
+            for j in 0..n {
+                let row = state.row(span.slot * n + j);
+                for (s, row) in self.s.chunks_exact_mut(n * LANES).zip(row.chunks(LANES)) {
+                    V::<S>::load_part(row).store(&mut s[j * LANES..]);
+                }
+            }
+        }
+    }
+
+    /// Leaves the state after the last token of a span in its slot.
+    #[inline(always)]
+    fn end<S: Tier>(&mut self, span: &Span) {
+        let n = self.arrays.n;
+        if let Some(state) = &mut self.state {
+            for j in 0..n {
+                let row = state.row_mut(span.slot * n + j);
+                for (s, row) in self.s.chunks_exact(n * LANES).zip(row.chunks_mut(LANES)) {
+                    V::<S>::load(&s[j * LANES..]).store_part(row);
+                }
+            }
+        }
+    }
+
     /// Prepares tokens `t ..+ count`.
     #[inline(always)]
     fn stage<S: Tier>(&mut self, t: usize, count: usize, first: usize) {
@@ -181,36 +242,56 @@ impl Forward<'_> {
         for i in 0..count {
             let at = (t + i) * a.e + first;
             let (x, dt, xz) = (&a.x_te[at..][..width], &a.dt_te[at..][..width], &a.xz[2 * at..][..2 * width]);
-            for c in (0..width).step_by(LANES) {
+            for (v, c) in (0..width).step_by(LANES).enumerate() {
                 let x = V::<S>::load_part(&x[c..]);
                 let dt = softplus(V::load_part(&dt[c..]) + V::load_part(&bias[c..]));
-                let to = i * CHANNELS + c;
-                dt.store(&mut self.stage.dt[to..]);
-                (dt * x).store(&mut self.stage.dtx[to..]);
-                (V::load_part(&d[c..]) * x).store(&mut self.stage.skip[to..]);
-                silu(V::<S>::odds(&xz[2 * c..])).store(&mut self.stage.gate[to..]);
+                let item = &mut self.items[(v * STAGED + i) * ITEM..][..ITEM];
+                dt.store(item);
+                (dt * x).store(&mut item[LANES..]);
+                (V::load_part(&d[c..]) * x).store(&mut item[2 * LANES..]);
+                silu(V::<S>::odds(&xz[2 * c..])).store(&mut item[3 * LANES..]);
             }
+            let (b, c) = a.bc(t + i, self.y.group);
+            let (b_to, c_to) = self.bc[i * 2 * a.n..][..2 * a.n].split_at_mut(a.n);
+            b_to.copy_from_slice(b);
+            c_to.copy_from_slice(c);
         }
     }
 
-    /// Takes the states past token `t`, the `i`-th that is staged.
+    /// Takes the states of 16 channels past tokens `t ..+ count`, which are staged.
     #[inline(always)]
-    fn token<S: Tier>(&mut self, t: usize, i: usize) {
-        let padded = self.y.width.next_multiple_of(LANES);
-        let (b_n, c_n) = self.arrays.bc(t, self.y.group);
-        let y = self.y.row_mut(t);
-        for c in (0..y.len()).step_by(LANES) {
-            let at = i * CHANNELS + c;
-            let (dt, dtx) = (V::<S>::load(&self.stage.dt[at..]), V::load(&self.stage.dtx[at..]));
-            let mut out = V::load(&self.stage.skip[at..]);
-            let rows = self.rates.chunks_exact(padded).zip(self.s.chunks_exact_mut(padded));
-            for ((rate, s), (b, c_j)) in rows.zip(b_n.iter().zip(c_n)) {
-                let decay = exp2_decay(dt * V::load(&rate[c..]));
-                let next = decay.fma(V::load(&s[c..]), dtx * V::splat(*b));
-                next.store(&mut s[c..]);
-                out = next.fma(V::splat(*c_j), out);
+    fn vector<S: Tier>(&mut self, v: usize, t: usize, count: usize) {
+        let n = self.arrays.n;
+        let mut longest = V::<S>::zero();
+        for item in self.items[v * STAGED * ITEM..].chunks_exact(ITEM).take(count) {
+            longest = V::load(item).larger(longest);
+        }
+        let clamp = reaches_down(longest, &self.rates[v * n * LANES..][..n * LANES]);
+        // The number of states of every published model is known to the compiler.
+        match (n, clamp) {
+            (16, false) => self.tokens::<S, false>(16, v, t, count),
+            (16, true) => self.tokens::<S, true>(16, v, t, count),
+            (_, _) => self.tokens::<S, true>(n, v, t, count),
+        }
+    }
+
+    #[inline(always)]
+    fn tokens<S: Tier, const CLAMP: bool>(&mut self, n: usize, v: usize, t: usize, count: usize) {
+        let size = n * LANES;
+        let rates = self.rates[v * size..][..size].as_chunks().0;
+        let s = self.s[v * size..][..size].as_chunks_mut().0;
+        let items = self.items[v * STAGED * ITEM..].as_chunks::<ITEM>().0;
+        for (i, item) in items[..count].iter().enumerate() {
+            let (dt, dtx) = (V::<S>::load(item), V::load(&item[LANES..]));
+            let mut out = V::load(&item[2 * LANES..]);
+            let (b_n, c_n) = self.bc[i * 2 * n..][..2 * n].split_at(n);
+            for ((rate, s), (b, c)) in rates.iter().zip(&mut *s).zip(b_n.iter().zip(c_n)) {
+                let next = decay::<S, CLAMP>(dt, V::of(rate)).fma(V::of(s), dtx * V::splat(*b));
+                next.to(s);
+                out = next.fma(V::splat(*c), out);
             }
-            (out * V::load(&self.stage.gate[at..])).store_part(&mut y[c..]);
+            let y = self.y.row_mut(t + i);
+            (out * V::load(&item[3 * LANES..])).store_part(&mut y[v * LANES..]);
         }
     }
 }

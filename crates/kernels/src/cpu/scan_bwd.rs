@@ -1,8 +1,8 @@
 //! Backward pass of the selective scan.
 //!
 //! Spans are cut into the chunks whose first state the forward pass saved. A chunk's states and decays are
-//! computed again and kept, in L2, while the gradient runs back through it. Sums over channels, which dB
-//! and dC need, are taken within blocks of channels and then over the blocks in order, so they do not
+//! computed again and kept, nearly in L1, while the gradient runs back through it. Sums over channels, which
+//! dB and dC need, are taken within blocks of channels and then over the blocks in order, so they do not
 //! depend on the threads. With `g` the gradient of the state after a token (training.md 2.2 has them all):
 //!
 //! ```text
@@ -10,17 +10,18 @@
 //! dx_t = D dy_t + dt_t sum_n g_t B_t     ddt_t = sum_n g_t (B_t x_t + A a_t s_{t-1})
 //! ```
 
-use super::math::{exp2_decay, sigmoid, silu_slope, softplus};
-use super::scan::Arrays;
+use super::math::{sigmoid, silu_slope, softplus_and_slope};
+use super::scan::{Arrays, decay, reaches_down, restore};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, ScanAt, ScanGrads, Span};
 
-/// Channels whose dB and dC are added up before they leave a thread.
-const BLOCK: usize = 128;
-/// Channels that go through time together: with 16 states, states and decays of a chunk are 260 KiB.
-const STRIP: usize = 32;
+/// Channels whose dB and dC are added up before they leave a thread. Their rows are loaded and stored in
+/// loops that do nothing else, and are long enough for the processor to fetch ahead.
+const BLOCK: usize = 256;
+/// Vectors of channels that go through time together.
+const STRIP: usize = 2;
 
 /// See [`crate::Device::scan_bwd`].
 pub(super) fn scan_bwd(
@@ -57,9 +58,10 @@ pub(super) fn scan_bwd(
             return;
         }
         cpu.split(4 * a.t * a.e * a.n, parts, |_, (dx, ddt, dxz, da_log, dd, dbias, dbc)| {
-            scratch::floats(Memory::len(a.n), |memory| {
+            let vectors = dx.width.div_ceil(LANES).next_multiple_of(STRIP);
+            scratch::floats(Memory::len(a.n, vectors), |memory| {
                 let grads = Grads { dx, ddt, dxz, da_log, dd, dbias, dbc };
-                cpu.isa.run(Backward { grads, memory: Memory::new(memory, a.n), dy, saved, arrays });
+                cpu.isa.run(Backward { grads, memory: Memory::new(memory, a.n, vectors), dy, saved, arrays });
             });
         });
         add_blocks(cpu, g.dp, dbc, &a, columns.count() / a.h);
@@ -91,41 +93,44 @@ struct Grads<'a> {
     dbc: &'a mut [f32],
 }
 
-/// Working memory of one strip of channels; rows are [`STRIP`] wide.
+/// Working memory of a block of channels. A row is 16 lanes.
 struct Memory<'a> {
-    /// `[n]` rows each: decay rates (base 2), gradient of the state, sums of the gradient of the rates over
-    /// a chunk and in all.
+    /// Per vector of channels `n` rows each: decay rates (base 2), gradient of the state, sums of the gradient
+    /// of the rates over a chunk and in all.
     rates: &'a mut [f32],
     g: &'a mut [f32],
     da_chunk: &'a mut [f32],
     da: &'a mut [f32],
-    /// `[n]` rows of a single vector each, rounded up to 16: the terms of dB and dC of one token.
-    db: &'a mut [f32],
-    dc: &'a mut [f32],
-    /// States before and after each token, `[SCAN_CHUNK + 1, n]` rows.
-    states: &'a mut [f32],
-    /// `[SCAN_CHUNK, n]` rows.
-    decays: &'a mut [f32],
-    /// What a token brings, and in the end what it gets: `[SCAN_CHUNK]` rows each, so that the rows of the
-    /// arrays, which are pages apart, are loaded and stored in loops that do nothing else.
-    dt: &'a mut [f32],
-    /// The signal, then its gradient.
-    x: &'a mut [f32],
-    /// The derivative of softplus, then the gradient of the raw dt.
-    bend: &'a mut [f32],
-    /// The gradient of the output before the gate.
-    dy: &'a mut [f32],
-    /// The factor of that output in the gradient of the gate, then the gradient.
-    dz: &'a mut [f32],
-    /// Sums of dD and of the gradient of the bias: two rows.
+    /// Per vector of channels a row each: sums of dD and of the gradient of the bias.
     dd: &'a mut [f32],
     dbias: &'a mut [f32],
+    /// What tokens bring and get, [`SCAN_CHUNK`] of [`ITEM`] floats per vector of channels.
+    items: &'a mut [f32],
+    /// B and C of the tokens of a chunk, `2 n` each.
+    bc: &'a mut [f32],
+    /// Of a strip: states before and after each token, and decays; per token and vector `n` rows.
+    states: &'a mut [f32],
+    decays: &'a mut [f32],
+    /// `n` rows each, rounded up to 16: the terms of dB and dC of one token.
+    db: &'a mut [f32],
+    dc: &'a mut [f32],
 }
 
+/// Floats of a token and 16 channels in five rows: `dt`; the signal, then its gradient; the derivative of
+/// softplus, then the gradient of the raw dt; the gradient of the output before the gate; and the factor of
+/// that output in the gradient of the gate, then the gradient.
+const ITEM: usize = 5 * LANES;
+const X: usize = LANES;
+const BEND: usize = 2 * LANES;
+const DY: usize = 3 * LANES;
+const DZ: usize = 4 * LANES;
+
 impl<'a> Memory<'a> {
-    fn sizes(n: usize) -> [usize; 15] {
-        let (rows, lanes) = (n * STRIP, n.next_multiple_of(LANES) * LANES);
-        let (tokens, chunk) = (SCAN_CHUNK * STRIP, SCAN_CHUNK * n * STRIP);
+    fn sizes(n: usize, vectors: usize) -> [usize; 12] {
+        let (rows, padded) = (vectors * n * LANES, n.next_multiple_of(LANES) * LANES);
+        let (lanes, strip) = (vectors * LANES, STRIP * n * LANES);
+        let items = vectors * SCAN_CHUNK * ITEM;
+        let states = [(SCAN_CHUNK + 1) * strip, SCAN_CHUNK * strip];
         [
             rows,
             rows,
@@ -133,30 +138,27 @@ impl<'a> Memory<'a> {
             rows,
             lanes,
             lanes,
-            chunk + rows,
-            chunk,
-            tokens,
-            tokens,
-            tokens,
-            tokens,
-            tokens,
-            STRIP,
-            STRIP,
+            items,
+            (SCAN_CHUNK * 2 * n).next_multiple_of(LANES),
+            states[0],
+            states[1],
+            padded,
+            padded,
         ]
     }
 
-    fn len(n: usize) -> usize {
-        Memory::sizes(n).iter().sum()
+    fn len(n: usize, vectors: usize) -> usize {
+        Memory::sizes(n, vectors).iter().sum()
     }
 
-    fn new(mut memory: &'a mut [f32], n: usize) -> Self {
-        let parts = Memory::sizes(n).map(|len| {
+    fn new(mut memory: &'a mut [f32], n: usize, vectors: usize) -> Self {
+        let parts = Memory::sizes(n, vectors).map(|len| {
             let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
             memory = rest;
             part
         });
-        let [rates, g, da_chunk, da, db, dc, states, decays, dt, x, bend, dy, dz, dd, dbias] = parts;
-        Memory { rates, g, da_chunk, da, db, dc, states, decays, dt, x, bend, dy, dz, dd, dbias }
+        let [rates, g, da_chunk, da, dd, dbias, items, bc, states, decays, db, dc] = parts;
+        Memory { rates, g, da_chunk, da, dd, dbias, items, bc, states, decays, db, dc }
     }
 }
 
@@ -168,18 +170,7 @@ struct Backward<'a> {
     arrays: Arrays<'a>,
 }
 
-/// A strip of channels within the block and in all.
-#[derive(Clone, Copy)]
-struct Strip {
-    /// First channel, counted from the block's.
-    at: usize,
-    /// First channel of all.
-    first: usize,
-    width: usize,
-    head: usize,
-}
-
-/// Tokens `start ..+ len` of the packed rows, whose first state is block `saved`.
+/// Tokens `start ..+ len` of the packed rows, whose first state is row `saved`.
 #[derive(Clone, Copy)]
 struct Chunk {
     start: usize,
@@ -192,72 +183,66 @@ impl Op for Backward<'_> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
-        let a = self.arrays;
-        let (head, block) = (self.grads.dx.group, self.grads.dx.start);
+        let (a, width) = (self.arrays, self.grads.dx.width);
+        let first = self.first();
         self.grads.dbc.fill(0.0);
-        for at in (0..self.grads.dx.width).step_by(STRIP) {
-            let width = STRIP.min(self.grads.dx.width - at);
-            let strip = Strip { at, first: head * (a.e / a.h) + block + at, width, head };
-            self.strip::<S>(strip);
-        }
-    }
-}
-
-impl Backward<'_> {
-    #[inline(always)]
-    fn strip<S: Tier>(&mut self, strip: Strip) {
-        let (a, n) = (self.arrays, self.arrays.n);
         let m = &mut self.memory;
-        m.da.fill(0.0);
-        m.da_chunk.fill(0.0);
-        m.db.fill(0.0);
-        m.dc.fill(0.0);
-        m.dd.fill(0.0);
-        m.dbias.fill(0.0);
-        rates::<S>(&a, m, strip);
+        for sums in [&mut *m.da, m.da_chunk, m.dd, m.dbias, m.db, m.dc] {
+            sums.fill(0.0);
+        }
+        m.rates.fill(0.0);
+        a.rates::<S>(m.rates, first, width);
         let mut saved = 0;
         for span in a.spans {
             self.memory.g.fill(0.0);
             let chunks = span.len.div_ceil(SCAN_CHUNK);
             for i in (0..chunks).rev() {
-                self.chunk::<S>(strip, chunk_of(span, i, saved));
+                self.chunk::<S>(chunk_of(span, i, saved));
             }
             saved += chunks;
         }
-        let m = &self.memory;
-        let da_log = self.grads.da_log.row_mut(0);
-        for c in 0..strip.width {
-            for j in 0..n {
+        self.finish();
+    }
+}
+
+impl Backward<'_> {
+    /// First channel of the block.
+    #[inline(always)]
+    fn first(&self) -> usize {
+        self.grads.dx.group * (self.arrays.e / self.arrays.h) + self.grads.dx.start
+    }
+
+    /// Adds the gradients of parameters.
+    #[inline(always)]
+    fn finish(&mut self) {
+        let (n, m) = (self.arrays.n, &self.memory);
+        for (c, da_log) in self.grads.da_log.row_mut(0).chunks_exact_mut(n).enumerate() {
+            for (j, da_log) in da_log.iter_mut().enumerate() {
                 // dA / d(a_log) = A; the rates are A in base 2.
-                let rate = m.rates[j * STRIP + c] * std::f32::consts::LN_2;
-                da_log[(strip.at + c) * n + j] += m.da[j * STRIP + c] * rate;
+                let at = (c / LANES * n + j) * LANES + c % LANES;
+                *da_log += m.da[at] * (m.rates[at] * std::f32::consts::LN_2);
             }
         }
-        for (d, sum) in self.grads.dd.row_mut(0)[strip.at..].iter_mut().zip(&m.dd[..strip.width]) {
+        for (d, sum) in self.grads.dd.row_mut(0).iter_mut().zip(&*m.dd) {
             *d += sum;
         }
-        for (d, sum) in self.grads.dbias.row_mut(0)[strip.at..].iter_mut().zip(&m.dbias[..strip.width]) {
+        for (d, sum) in self.grads.dbias.row_mut(0).iter_mut().zip(&*m.dbias) {
             *d += sum;
         }
     }
 
     #[inline(always)]
-    fn chunk<S: Tier>(&mut self, strip: Strip, chunk: Chunk) {
-        let n = self.arrays.n;
-        for j in 0..n {
-            let row = &mut self.memory.states[j * STRIP..][..STRIP];
-            row.fill(0.0);
-            let at = (chunk.saved * n + j) * self.arrays.e + strip.first;
-            row[..strip.width].copy_from_slice(&self.saved[at..][..strip.width]);
+    fn chunk<S: Tier>(&mut self, chunk: Chunk) {
+        self.stage::<S>(chunk);
+        let (n, vectors) = (self.arrays.n, self.grads.dx.width.div_ceil(LANES));
+        for first in (0..vectors).step_by(STRIP) {
+            // The number of states of every published model is known to the compiler.
+            match n {
+                16 => self.strip::<S>(16, first, STRIP.min(vectors - first), chunk),
+                _ => self.strip::<S>(n, first, STRIP.min(vectors - first), chunk),
+            }
         }
-        self.stage::<S>(strip, chunk);
-        for i in 0..chunk.len {
-            self.again::<S>(strip, chunk.start + i, i);
-        }
-        for i in (0..chunk.len).rev() {
-            self.back::<S>(strip, chunk.start + i, i);
-        }
-        self.deliver::<S>(strip, chunk);
+        self.deliver::<S>(chunk);
         for (total, part) in self.memory.da.iter_mut().zip(&mut *self.memory.da_chunk) {
             *total += std::mem::take(part);
         }
@@ -265,132 +250,156 @@ impl Backward<'_> {
 
     /// Loads what the tokens of a chunk bring.
     #[inline(always)]
-    fn stage<S: Tier>(&mut self, strip: Strip, chunk: Chunk) {
-        let (a, m) = (self.arrays, &mut self.memory);
-        let bias = &a.dt_bias_e[strip.first..][..strip.width];
+    fn stage<S: Tier>(&mut self, chunk: Chunk) {
+        let (a, first, width) = (self.arrays, self.first(), self.grads.dx.width);
+        let bias = &a.dt_bias_e[first..][..width];
         for i in 0..chunk.len {
-            let at = (chunk.start + i) * a.e + strip.first;
-            let row = at..at + strip.width;
-            let (x, dt, dy) = (&a.x_te[row.clone()], &a.dt_te[row.clone()], &self.dy[row]);
-            let xz = &a.xz[2 * at..][..2 * strip.width];
-            for c in (0..strip.width).step_by(LANES) {
-                let to = i * STRIP + c;
-                let raw = V::<S>::load_part(&dt[c..]) + V::load_part(&bias[c..]);
-                softplus(raw).store(&mut m.dt[to..]);
-                V::splat(20.0).below(raw, V::splat(1.0), sigmoid(raw)).store(&mut m.bend[to..]);
-                V::<S>::load_part(&x[c..]).store(&mut m.x[to..]);
+            let t = chunk.start + i;
+            let row = t * a.e + first..t * a.e + first + width;
+            let (x, dt, dy) = (&a.x_te[row.clone()], &a.dt_te[row.clone()], &self.dy[row.clone()]);
+            let xz = &a.xz[2 * row.start..2 * row.end];
+            for (v, c) in (0..width).step_by(LANES).enumerate() {
+                let item = &mut self.memory.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
+                let (dt, bend) = softplus_and_slope(V::<S>::load_part(&dt[c..]) + V::load_part(&bias[c..]));
                 let (z, dy) = (V::odds(&xz[2 * c..]), V::<S>::load_part(&dy[c..]));
                 let gate = sigmoid(z);
-                (dy * (z * gate)).store(&mut m.dy[to..]);
-                (dy * silu_slope(z, gate)).store(&mut m.dz[to..]);
+                dt.store(item);
+                V::<S>::load_part(&x[c..]).store(&mut item[X..]);
+                bend.store(&mut item[BEND..]);
+                (dy * (z * gate)).store(&mut item[DY..]);
+                (dy * silu_slope(z, gate)).store(&mut item[DZ..]);
             }
+            let (b, c) = a.bc(t, self.grads.dx.group);
+            let (b_to, c_to) = self.memory.bc[i * 2 * a.n..][..2 * a.n].split_at_mut(a.n);
+            b_to.copy_from_slice(b);
+            c_to.copy_from_slice(c);
         }
     }
 
     /// Adds what the tokens of a chunk get.
     #[inline(always)]
-    fn deliver<S: Tier>(&mut self, strip: Strip, chunk: Chunk) {
-        let (m, columns) = (&self.memory, strip.at..strip.at + strip.width);
+    fn deliver<S: Tier>(&mut self, chunk: Chunk) {
         for i in 0..chunk.len {
             let t = chunk.start + i;
-            let dx = &mut self.grads.dx.row_mut(t)[columns.clone()];
-            let ddt = &mut self.grads.ddt.row_mut(t)[columns.clone()];
-            let dxz = &mut self.grads.dxz.row_mut(t)[2 * columns.start..2 * columns.end];
-            for c in (0..strip.width).step_by(LANES) {
-                let from = i * STRIP + c;
-                V::<S>::load(&m.x[from..]).add_to(&mut dx[c..]);
-                V::<S>::load(&m.bend[from..]).add_to(&mut ddt[c..]);
-                V::<S>::load(&m.dz[from..]).add_to_odds(&mut dxz[2 * c..]);
+            let (dx, ddt) = (self.grads.dx.row_mut(t), self.grads.ddt.row_mut(t));
+            let dxz = self.grads.dxz.row_mut(t);
+            for (v, c) in (0..dx.len()).step_by(LANES).enumerate() {
+                let item = &self.memory.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
+                V::<S>::load(&item[X..]).add_to(&mut dx[c..]);
+                V::<S>::load(&item[BEND..]).add_to(&mut ddt[c..]);
+                V::<S>::load(&item[DZ..]).add_to_odds(&mut dxz[2 * c..]);
             }
         }
     }
 
-    /// Computes state, decays and output of token `t`, the chunk's token `i`, as the forward pass did.
+    /// Takes `count` vectors of channels from vector `first` through a chunk, forward and back.
     #[inline(always)]
-    fn again<S: Tier>(&mut self, strip: Strip, t: usize, i: usize) {
-        let (a, m) = (self.arrays, &mut self.memory);
-        let row = a.n * STRIP;
-        let (b_n, c_n) = a.bc(t, strip.head);
-        let (before, after) = m.states[i * row..][..2 * row].split_at_mut(row);
-        let decays = &mut m.decays[i * row..][..row];
-        for c in (0..strip.width).step_by(LANES) {
-            let staged = i * STRIP + c;
-            let (x, dt) = (V::<S>::load(&m.x[staged..]), V::load(&m.dt[staged..]));
+    fn strip<S: Tier>(&mut self, n: usize, first: usize, count: usize, chunk: Chunk) {
+        let saved = &self.saved[chunk.saved * self.arrays.e * n..][..self.arrays.e * n];
+        let from = (self.first() + first * LANES) * n;
+        let len = (count * LANES).min(self.grads.dx.width - first * LANES) * n;
+        restore::<S>(self.memory.states, &saved[from..][..len], n);
+        for k in 0..count {
+            let items = self.memory.items[(first + k) * SCAN_CHUNK * ITEM..].chunks_exact(ITEM);
+            let mut longest = V::<S>::zero();
+            for item in items.take(chunk.len) {
+                longest = V::load(item).larger(longest);
+            }
+            if reaches_down(longest, &self.memory.rates[(first + k) * n * LANES..][..n * LANES]) {
+                self.again::<S, true>(n, first, k, chunk.len);
+            } else {
+                self.again::<S, false>(n, first, k, chunk.len);
+            }
+        }
+        for i in (0..chunk.len).rev() {
+            for k in 0..count {
+                self.back::<S>(n, first, k, i);
+            }
+            let (db, dc) = self.grads.dbc[(chunk.start + i) * 2 * n..][..2 * n].split_at_mut(n);
+            add_lanes::<S>(db, self.memory.db);
+            add_lanes::<S>(dc, self.memory.dc);
+        }
+    }
+
+    /// The skip weights of vector `v`.
+    #[inline(always)]
+    fn skip<S: Tier>(&self, v: usize) -> V<S> {
+        let end = self.first() + self.grads.dx.width;
+        V::load_part(&self.arrays.d_e[self.first() + v * LANES..end])
+    }
+
+    /// Computes states, decays and outputs of the first `len` tokens as the forward pass did, for vector `k`
+    /// of the strip that begins with vector `first`.
+    #[inline(always)]
+    fn again<S: Tier, const CLAMP: bool>(&mut self, n: usize, first: usize, k: usize, len: usize) {
+        let d = self.skip::<S>(first + k);
+        let m = &mut self.memory;
+        let (size, step) = (n * LANES, STRIP * n * LANES);
+        let rates = m.rates[(first + k) * size..][..size].as_chunks().0;
+        let items = m.items[(first + k) * SCAN_CHUNK * ITEM..].as_chunks_mut::<ITEM>().0;
+        for (i, item) in items[..len].iter_mut().enumerate() {
+            let (dt, x) = (V::<S>::load(item), V::load(&item[X..]));
             let dtx = dt * x;
-            let mut out = V::load_part(&a.d_e[strip.first + c..strip.first + strip.width]) * x;
-            for j in 0..a.n {
-                let at = j * STRIP + c;
-                let decay = exp2_decay(dt * V::load(&m.rates[at..]));
-                let next = decay.fma(V::load(&before[at..]), dtx * V::splat(b_n[j]));
-                next.store(&mut after[at..]);
-                decay.store(&mut decays[at..]);
-                out = next.fma(V::splat(c_n[j]), out);
+            let mut out = d * x;
+            let (before, after) = m.states[i * step..][..2 * step].split_at_mut(step);
+            let (before, after) = (&before[k * size..][..size], &mut after[k * size..][..size]);
+            let states = before.as_chunks().0.iter().zip(after.as_chunks_mut().0);
+            let decays = m.decays[i * step + k * size..][..size].as_chunks_mut().0;
+            let (b_n, c_n) = m.bc[i * 2 * n..][..2 * n].split_at(n);
+            let both = b_n.iter().zip(c_n);
+            for (((rate, kept), (before, after)), (b, c)) in rates.iter().zip(decays).zip(states).zip(both) {
+                let decay = decay::<S, CLAMP>(dt, V::of(rate));
+                let next = decay.fma(V::of(before), dtx * V::splat(*b));
+                next.to(after);
+                decay.to(kept);
+                out = next.fma(V::splat(*c), out);
             }
-            let dz = &mut m.dz[staged..];
-            (V::load(dz) * out).store(dz);
+            let dz = V::load(&item[DZ..]) * out;
+            dz.store(&mut item[DZ..]);
         }
     }
 
-    /// Takes the gradient back through token `t`, the chunk's token `i`.
+    /// Takes the gradient back through token `i` of the chunk, for vector `k` of the strip that begins with
+    /// vector `first`. The terms of dB and dC are those of vector 0, to which the others add theirs.
     #[inline(always)]
-    fn back<S: Tier>(&mut self, strip: Strip, t: usize, i: usize) {
-        let n = self.arrays.n;
-        for c in (0..strip.width).step_by(LANES) {
-            self.back_vector::<S>(strip, t, i, c);
-        }
-        let (db, dc) = self.grads.dbc[t * 2 * n..][..2 * n].split_at_mut(n);
-        add_lanes::<S>(db, self.memory.db);
-        add_lanes::<S>(dc, self.memory.dc);
-    }
-
-    /// As [`back`](Self::back), for 16 channels from `c` of the strip.
-    #[inline(always)]
-    fn back_vector<S: Tier>(&mut self, strip: Strip, t: usize, i: usize, c: usize) {
-        let (a, m) = (self.arrays, &mut self.memory);
-        let row = a.n * STRIP;
-        let (b_n, c_n) = a.bc(t, strip.head);
-        let staged = i * STRIP + c;
-        let (x, dt) = (V::<S>::load(&m.x[staged..]), V::load(&m.dt[staged..]));
-        let (dy, dtx) = (V::load(&m.dy[staged..]), dt * x);
-        let (before, after) = (&m.states[i * row..][..row], &m.states[(i + 1) * row..][..row]);
-        let decays = &m.decays[i * row..][..row];
+    fn back<S: Tier>(&mut self, n: usize, first: usize, k: usize, i: usize) {
+        let (v, d) = (first + k, self.skip::<S>(first + k));
+        let m = &mut self.memory;
+        let (size, step) = (n * LANES, STRIP * n * LANES);
+        let item = &mut m.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
+        let (dt, x, dy) = (V::<S>::load(item), V::load(&item[X..]), V::load(&item[DY..]));
+        let dtx = dt * x;
+        let (b_n, c_n) = m.bc[i * 2 * n..][..2 * n].split_at(n);
+        let before = m.states[i * step + k * size..][..size].as_chunks().0;
+        let after = m.states[(i + 1) * step + k * size..][..size].as_chunks().0;
+        let decays = m.decays[i * step + k * size..][..size].as_chunks().0;
+        let rates = m.rates[v * size..][..size].as_chunks().0;
+        let g = m.g[v * size..][..size].as_chunks_mut().0;
+        let da = m.da_chunk[v * size..][..size].as_chunks_mut().0;
+        let (db, dc) = (m.db.as_chunks_mut().0, m.dc.as_chunks_mut().0);
         let (mut through_b, mut through_a) = (V::zero(), V::zero());
-        for j in 0..a.n {
-            let at = j * STRIP + c;
-            let (before, decay) = (V::load(&before[at..]), V::load(&decays[at..]));
-            let g = dy.fma(V::splat(c_n[j]), V::load(&m.g[at..]));
-            let (db, dc) = (&mut m.db[j * LANES..], &mut m.dc[j * LANES..]);
-            let (db_old, dc_old) = if c == 0 { (V::zero(), V::zero()) } else { (V::load(db), V::load(dc)) };
-            g.fma(dtx, db_old).store(db);
-            dy.fma(V::load(&after[at..]), dc_old).store(dc);
-            through_b = g.fma(V::splat(b_n[j]), through_b);
-            let g_decayed = g * decay;
-            let pull = g_decayed * before;
-            through_a = pull.fma(V::load(&m.rates[at..]), through_a);
-            let da = &mut m.da_chunk[at..];
-            pull.fma(dt, V::load(da)).store(da);
-            g_decayed.store(&mut m.g[at..]);
+        for j in 0..n {
+            let g_j = dy.fma(V::splat(c_n[j]), V::of(&g[j]));
+            let (mut db_j, mut dc_j) = (g_j * dtx, dy * V::of(&after[j]));
+            if k > 0 {
+                (db_j, dc_j) = (g_j.fma(dtx, V::of(&db[j])), dy.fma(V::of(&after[j]), V::of(&dc[j])));
+            }
+            db_j.to(&mut db[j]);
+            dc_j.to(&mut dc[j]);
+            through_b = g_j.fma(V::splat(b_n[j]), through_b);
+            let g_decayed = g_j * V::of(&decays[j]);
+            let pull = g_decayed * V::of(&before[j]);
+            through_a = pull.fma(V::of(&rates[j]), through_a);
+            pull.fma(dt, V::of(&da[j])).to(&mut da[j]);
+            g_decayed.to(&mut g[j]);
         }
         // The rates are A in base 2.
         let ddt = x.fma(through_b, through_a * V::splat(std::f32::consts::LN_2));
-        let draw = ddt * V::load(&m.bend[staged..]);
-        let d = V::load_part(&a.d_e[strip.first + c..strip.first + strip.width]);
-        (x * dy).add_to(&mut m.dd[c..]);
-        draw.add_to(&mut m.dbias[c..]);
-        draw.store(&mut m.bend[staged..]);
-        dt.fma(through_b, d * dy).store(&mut m.x[staged..]);
-    }
-}
-
-/// Decay rates of a strip as rows of [`STRIP`].
-#[inline(always)]
-fn rates<S: Tier>(a: &Arrays, m: &mut Memory, strip: Strip) {
-    let padded = strip.width.next_multiple_of(LANES);
-    let (narrow, space) = m.states.split_at_mut(a.n * padded);
-    a.rates::<S>(narrow, space, strip.first, strip.width);
-    m.rates.fill(0.0);
-    for (row, narrow) in m.rates.chunks_exact_mut(STRIP).zip(narrow.chunks_exact(padded)) {
-        row[..padded].copy_from_slice(narrow);
+        let draw = ddt * V::load(&item[BEND..]);
+        (x * dy).add_to(&mut m.dd[v * LANES..]);
+        draw.add_to(&mut m.dbias[v * LANES..]);
+        draw.store(&mut item[BEND..]);
+        dt.fma(through_b, d * dy).store(&mut item[X..]);
     }
 }
 

@@ -61,10 +61,15 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn pick(a: Self::V, b: Self::V, yes: Self::V, no: Self::V) -> Self::V;
     /// `p * 2^n` with `k = n + MAGIC`, for integers `n` in -150 ..= 129, rounded once.
     fn scale(p: Self::V, k: Self::V) -> Self::V;
-    /// As [`Tier::scale`] for `n` in -126 ..= 127; cheaper.
-    fn scale_normal(p: Self::V, k: Self::V) -> Self::V;
+    /// `x` less the nearest integer (even in the middle), which is exact; for `x` in ±2^22. A zero may have
+    /// either sign.
+    fn from_nearest(x: Self::V) -> Self::V;
+    /// `p * 2^n` for `p` from 0.5 to 2 and an integer `n` in -125 ..= 125. NaN stays NaN.
+    fn scale_whole(p: Self::V, n: Self::V) -> Self::V;
     /// Lane `j` of the result is the sum of the lanes of `rows[j]`, added by halving: 8 apart, 4, 2, 1.
     fn sums(rows: [Self::V; LANES]) -> Self::V;
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
+    fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES];
 
     /// [`Tier::fma`] of single numbers, for loops that the compiler vectorises.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
@@ -172,10 +177,14 @@ impl Tier for Scalar {
         })
     }
     #[inline(always)]
-    fn scale_normal(p: Array, k: Array) -> Array {
-        // The low bits of k are n.
-        let power = |k: f32| f32::from_bits((k.to_bits() << 23).wrapping_add(127 << 23));
-        Array::each(|l| p.0[l] * power(k.0[l]))
+    fn from_nearest(x: Array) -> Array {
+        Array::each(|l| x.0[l] - ((x.0[l] + MAGIC) - MAGIC))
+    }
+    #[inline(always)]
+    fn scale_whole(p: Array, n: Array) -> Array {
+        // The low bits of the sum are n.
+        let power = |n: f32| f32::from_bits(((n + MAGIC).to_bits() << 23).wrapping_add(127 << 23));
+        Array::each(|l| p.0[l] * power(n.0[l]))
     }
     #[inline(always)]
     fn sums(rows: [Array; LANES]) -> Array {
@@ -188,6 +197,14 @@ impl Tier for Scalar {
             }
             v[0]
         })
+    }
+    #[inline(always)]
+    fn transpose(rows: [Array; LANES]) -> [Array; LANES] {
+        let mut columns = [Array([0.0; LANES]); LANES];
+        for (j, column) in columns.iter_mut().enumerate() {
+            *column = Array::each(|l| rows[l].0[j]);
+        }
+        columns
     }
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
@@ -354,10 +371,16 @@ impl<S: Tier> V<S> {
         V(S::scale(self.0, k.0))
     }
 
-    /// See [`Tier::scale_normal`].
+    /// See [`Tier::from_nearest`].
     #[inline(always)]
-    pub(super) fn scale_normal(self, k: Self) -> Self {
-        V(S::scale_normal(self.0, k.0))
+    pub(super) fn from_nearest(self) -> Self {
+        V(S::from_nearest(self.0))
+    }
+
+    /// See [`Tier::scale_whole`].
+    #[inline(always)]
+    pub(super) fn scale_whole(self, n: Self) -> Self {
+        V(S::scale_whole(self.0, n.0))
     }
 
     /// The sum of the lanes, added by halving: 8 apart, 4, 2, 1.
@@ -386,6 +409,18 @@ impl<S: Tier> V<S> {
             *inner = row.0;
         }
         V(S::sums(inner))
+    }
+
+    /// Lane `i` of vector `j` becomes lane `j` of vector `i`.
+    #[inline(always)]
+    pub(super) fn transpose(rows: &mut [Self; LANES]) {
+        let mut inner = [rows[0].0; LANES];
+        for (inner, row) in inner.iter_mut().zip(&*rows) {
+            *inner = row.0;
+        }
+        for (row, inner) in rows.iter_mut().zip(S::transpose(inner)) {
+            *row = V(inner);
+        }
     }
 }
 
@@ -517,9 +552,10 @@ mod tests {
             c.add_to_odds(&mut mixed[..6]);
             let pairs: [bf16; 2 * LANES] = std::array::from_fn(|l| bf16::from_f32(both[l]));
             let pairs = V::pairs(&pairs);
-            let small_k = V::splat(MAGIC) + V::of(&std::array::from_fn(|l| l as f32 * 16.0 - 126.0));
+            let mut turned = rows;
+            V::transpose(&mut turned);
+            let n: V<S> = V::of(&std::array::from_fn(|l| l as f32 * 16.0 - 125.0));
             let results = [
-                V::splat(1.3).scale_normal(small_k),
                 V::load(&mixed),
                 V::load(&mixed[LANES..]),
                 a + b,
@@ -542,6 +578,12 @@ mod tests {
                 V::of(&rows.map(V::sum)),
                 pairs.0,
                 pairs.1,
+                V::splat(1.3).scale_whole(n),
+                V::splat(0.5).scale_whole(n),
+                (n * V::splat(0.7)).from_nearest() + V::zero(),
+                turned[0],
+                turned[5],
+                turned[15],
             ];
             results.map(|v| v.lanes().map(f32::to_bits)).to_vec()
         }
@@ -567,7 +609,10 @@ mod tests {
                 assert_eq!(got, want, "operation {j} on {isa}");
             }
         }
-        assert_eq!(want[19][1..], want[20][1..], "joint and single sums");
+        assert_eq!(want[18][1..], want[19][1..], "joint and single sums");
+        for (result, lane) in [(23, 0), (24, 5), (25, 15)] {
+            assert_eq!(want[result], numbers().map(|row| row[lane].to_bits()), "lane {lane} of all rows");
+        }
     }
 
     #[test]

@@ -191,7 +191,8 @@ impl Product<'_> {
 fn finish(amx: Amx, c: &mut Tile<f32>, sums: &[f32], row: usize, column: usize, count: usize) {
     for (j, sums) in sums.as_chunks::<{ SIDE * SIDE }>().0.iter().enumerate().take(2 * count) {
         let (row, column) = (row + j / count * SIDE, column + j % count * SIDE);
-        let (rows, columns) = (c.rows.saturating_sub(row).min(SIDE), c.width.saturating_sub(column).min(SIDE));
+        let (rows, columns) =
+            (c.rows.saturating_sub(row).min(SIDE), c.width.saturating_sub(column).min(SIDE));
         if rows == SIDE && columns == SIDE {
             amx.add_rows(c.rows_mut(row, column, SIDE), sums);
             continue;

@@ -207,7 +207,8 @@ impl Chunk<'_> {
         let rows = self.w.as_ptr().wrapping_add((r + PANEL + n) * self.i + block.from * STEP);
         let turn = (r / PANEL * block.token_tiles.div_ceil(2) + n / 2) * 2 * block.steps * STEP;
         let size = block.depth * SIDE * STEP;
-        let run = (block.from + block.depth) * SIDE * STEP + turn / size * self.steps * STEP * SIDE + turn % size;
+        let run =
+            (block.from + block.depth) * SIDE * STEP + turn / size * self.steps * STEP * SIDE + turn % size;
         Ahead { rows: [rows, rows.wrapping_add(self.i)], run: self.packed.as_ptr().wrapping_add(run) }
     }
 

@@ -171,17 +171,42 @@ impl Tier for Avx2 {
         (half(p.0, k.0), half(p.1, k.1))
     }
     #[inline(always)]
-    fn scale_normal(p: Pair, k: Pair) -> Pair {
-        // The low bits of k are n.
+    fn from_nearest(x: Pair) -> Pair {
         #[inline(always)]
-        fn half(p: __m256, k: __m256) -> __m256 {
+        fn half(x: __m256) -> __m256 {
+            const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+            // SAFETY: see the module text.
+            unsafe { _mm256_sub_ps(x, _mm256_round_ps::<NEAREST>(x)) }
+        }
+        (half(x.0), half(x.1))
+    }
+    #[inline(always)]
+    fn scale_whole(p: Pair, n: Pair) -> Pair {
+        // Adds to the exponent. The integer that NaN becomes has no low bits, so p, NaN then, stays.
+        #[inline(always)]
+        fn half(p: __m256, n: __m256) -> __m256 {
             // SAFETY: see the module text.
             unsafe {
-                let n = _mm256_slli_epi32::<23>(_mm256_castps_si256(k));
-                _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_add_epi32(n, _mm256_set1_epi32(127 << 23))))
+                let n = _mm256_cvtps_epi32(n);
+                let bits = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32::<23>(n));
+                _mm256_castsi256_ps(bits)
             }
         }
-        (half(p.0, k.0), half(p.1, k.1))
+        (half(p.0, n.0), half(p.1, n.1))
+    }
+    #[inline(always)]
+    fn transpose(rows: [Pair; LANES]) -> [Pair; LANES] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = rows;
+        let top_left = transposed_8([a.0, b.0, c.0, d.0, e.0, f.0, g.0, h.0]);
+        let bottom_left = transposed_8([i.0, j.0, k.0, l.0, m.0, n.0, o.0, p.0]);
+        let top_right = transposed_8([a.1, b.1, c.1, d.1, e.1, f.1, g.1, h.1]);
+        let bottom_right = transposed_8([i.1, j.1, k.1, l.1, m.1, n.1, o.1, p.1]);
+        let mut columns = rows;
+        for r in 0..8 {
+            columns[r] = (top_left[r], bottom_left[r]);
+            columns[8 + r] = (top_right[r], bottom_right[r]);
+        }
+        columns
     }
     #[inline(always)]
     fn sums(rows: [Pair; LANES]) -> Pair {
@@ -235,6 +260,37 @@ fn sums_of_8(rows: [Pair; 8]) -> __m256 {
     // The lower half of each vector belongs to rows 0..4, the upper to 4..8.
     let [a, b, c, d, e, f, g, h] = rows;
     one(two(four(a, e), four(b, f)), two(four(c, g), four(d, h)))
+}
+
+/// Eight rows of eight as columns.
+#[inline(always)]
+fn transposed_8(rows: [__m256; 8]) -> [__m256; 8] {
+    let [a, b, c, d, e, f, g, h] = rows;
+    // Quads of four rows: column `j` of the lower half, column `j + 4` of the upper.
+    #[inline(always)]
+    fn quads(a: __m256, b: __m256, c: __m256, d: __m256) -> [__m256; 4] {
+        // SAFETY: see the module text.
+        unsafe {
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            [
+                _mm256_shuffle_ps::<0x44>(ab, cd),
+                _mm256_shuffle_ps::<0xee>(ab, cd),
+                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+            ]
+        }
+    }
+    let (upper, lower) = (quads(a, b, c, d), quads(e, f, g, h));
+    let mut columns = rows;
+    for j in 0..4 {
+        // SAFETY: see the module text.
+        unsafe {
+            columns[j] = _mm256_permute2f128_ps::<0x20>(upper[j], lower[j]);
+            columns[4 + j] = _mm256_permute2f128_ps::<0x31>(upper[j], lower[j]);
+        }
+    }
+    columns
 }
 
 impl Tier for Avx512 {
@@ -341,13 +397,37 @@ impl Tier for Avx512 {
         unsafe { _mm512_scalef_ps(p, _mm512_sub_ps(k, _mm512_set1_ps(MAGIC))) }
     }
     #[inline(always)]
-    fn scale_normal(p: __m512, k: __m512) -> __m512 {
-        // The low bits of k are n.
+    fn from_nearest(x: __m512) -> __m512 {
+        // To no digits after the point, and raises nothing.
+        const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         // SAFETY: see the module text.
-        unsafe {
-            let n = _mm512_slli_epi32::<23>(_mm512_castps_si512(k));
-            _mm512_mul_ps(p, _mm512_castsi512_ps(_mm512_add_epi32(n, _mm512_set1_epi32(127 << 23))))
+        unsafe { _mm512_reduce_ps::<NEAREST>(x) }
+    }
+    #[inline(always)]
+    fn scale_whole(p: __m512, n: __m512) -> __m512 {
+        // SAFETY: see the module text.
+        unsafe { _mm512_scalef_ps(p, n) }
+    }
+    #[inline(always)]
+    fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = rows;
+        let (q0, q1, q2, q3) = (quads(a, b, c, d), quads(e, f, g, h), quads(i, j, k, l), quads(m, n, o, p));
+        let mut columns = rows;
+        for r in 0..4 {
+            // Quarter `q` of each vector has column `4 q + r`.
+            // SAFETY: see the module text.
+            unsafe {
+                let (low, low2) =
+                    (_mm512_shuffle_f32x4::<0x88>(q0[r], q1[r]), _mm512_shuffle_f32x4::<0x88>(q2[r], q3[r]));
+                let (high, high2) =
+                    (_mm512_shuffle_f32x4::<0xdd>(q0[r], q1[r]), _mm512_shuffle_f32x4::<0xdd>(q2[r], q3[r]));
+                columns[r] = _mm512_shuffle_f32x4::<0x88>(low, low2);
+                columns[8 + r] = _mm512_shuffle_f32x4::<0xdd>(low, low2);
+                columns[4 + r] = _mm512_shuffle_f32x4::<0x88>(high, high2);
+                columns[12 + r] = _mm512_shuffle_f32x4::<0xdd>(high, high2);
+            }
         }
+        columns
     }
     #[inline(always)]
     fn sums(rows: [__m512; LANES]) -> __m512 {
@@ -381,6 +461,22 @@ impl Tier for Avx512 {
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+}
+
+/// Quads of four rows: quarter `q` of vector `j` has elements `4 q + j`.
+#[inline(always)]
+fn quads(a: __m512, b: __m512, c: __m512, d: __m512) -> [__m512; 4] {
+    // SAFETY: see the module text.
+    unsafe {
+        let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+        [
+            _mm512_shuffle_ps::<0x44>(ab, cd),
+            _mm512_shuffle_ps::<0xee>(ab, cd),
+            _mm512_shuffle_ps::<0x44>(ab_high, cd_high),
+            _mm512_shuffle_ps::<0xee>(ab_high, cd_high),
+        ]
     }
 }
 

@@ -18,8 +18,8 @@ pub(crate) mod scan;
 use half::bf16;
 
 use crate::{
-    Act, AdamW, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
-    ScanGrads, Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
+    Scan, ScanAt, ScanGrads, Span,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -375,17 +375,10 @@ impl Device for Reference {
         store(lse_t, &lse);
     }
 
-    fn cross_entropy_bwd(
-        &self,
-        dlogits_tv: &mut Buf,
-        logits_tv: &Buf,
-        lse_t: &Buf,
-        targets: &[u32],
-        v: usize,
-        scale: f32,
-    ) {
+    fn cross_entropy_bwd(&self, logits_tv: &mut Buf, lse_t: &Buf, targets: &[u32], v: usize, scale: f32) {
         assert_eq!(logits_tv.len(), targets.len() * v, "length of the logits");
-        add_all(dlogits_tv, &loss::cross_entropy_bwd(&read(logits_tv), &read(lse_t), targets, v, scale));
+        let dlogits = loss::cross_entropy_bwd(&read(logits_tv), &read(lse_t), targets, v, scale);
+        store(logits_tv, &dlogits);
     }
 
     fn sum_squares(&self, x: &Buf, at: usize, len: usize) -> f64 {
@@ -393,13 +386,15 @@ impl Device for Reference {
         x.f32()[at..][..len].chunks(4096).map(square_sum).sum()
     }
 
-    fn adamw(&self, w: &mut Buf, m: &mut Buf, v: &mut Buf, g: &Buf, at: usize, len: usize, c: AdamW) {
-        let (w, m, v, g) = (w.f32_mut(), m.f32_mut(), v.f32_mut(), g.f32());
+    fn adamw(&self, p: AdamWBufs, at: usize, len: usize, c: AdamW) {
+        assert_eq!(p.stored.len(), len, "length of the parameter");
+        let (w, m, v, g) = (p.w.f32_mut(), p.m.f32_mut(), p.v.f32_mut(), p.g.f32_mut());
         for i in at..at + len {
             let [w1, m1, v1] =
                 optim::adamw(&c, f64::from(w[i]), f64::from(m[i]), f64::from(v[i]), f64::from(g[i]));
-            (w[i], m[i], v[i]) = (w1 as f32, m1 as f32, v1 as f32);
+            (w[i], m[i], v[i], g[i]) = (w1 as f32, m1 as f32, v1 as f32, 0.0);
         }
+        self.upload(p.stored, 0, &w[at..][..len]);
     }
 }
 
