@@ -8,6 +8,8 @@ use std::fmt;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::tier::{self, LANES, Op, Tier, V};
 use super::{Cpu, Isa};
 use crate::{Buf, Device};
@@ -21,6 +23,8 @@ pub enum Unit {
     Bf16Dot,
     /// Dots of four bytes in i32, `VPDPBUSD`.
     Int8Dot,
+    /// Tiles of bf16, `TDPBF16PS`.
+    Bf16Tile,
 }
 
 impl Unit {
@@ -36,6 +40,7 @@ impl fmt::Display for Unit {
             Unit::Fma => "f32 multiply-adds",
             Unit::Bf16Dot => "bf16 dots",
             Unit::Int8Dot => "int8 dots",
+            Unit::Bf16Tile => "bf16 tiles",
         })
     }
 }
@@ -46,6 +51,7 @@ impl Cpu {
         let mut units = vec![Unit::Fma];
         units.extend(dots::bf16(self.isa).map(|_| Unit::Bf16Dot));
         units.extend(dots::int8(self.isa).map(|_| Unit::Int8Dot));
+        units.extend(self.tile_multiply_adds(1).map(|_| Unit::Bf16Tile));
         units
     }
 
@@ -59,6 +65,7 @@ impl Cpu {
             Unit::Fma => self.multiply_adds(rounds),
             Unit::Bf16Dot => self.dots(dots::bf16(self.isa), rounds, 4 * LANES),
             Unit::Int8Dot => self.dots(dots::int8(self.isa), rounds, 8 * LANES),
+            Unit::Bf16Tile => self.tile_multiply_adds(rounds).expect("this tier has no tiles"),
         }
     }
 
@@ -67,6 +74,17 @@ impl Cpu {
     /// f32 could do in the time that the call takes.
     pub fn multiply_adds(&self, rounds: usize) -> u64 {
         self.on_all_threads(|| self.isa.run(MultiplyAdds(rounds)))
+    }
+
+    /// As [`Cpu::multiply_adds`], with tiles of bf16; `None` on tiers without them.
+    pub fn tile_multiply_adds(&self, rounds: usize) -> Option<u64> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = self.isa.amx() {
+            let spin = || amx::Tiles::new(amx, amx::SIDE).spin_bf16(rounds);
+            return Some(self.on_all_threads(spin));
+        }
+        let _ = rounds;
+        None
     }
 
     /// Reads every line of `memory` once, each thread a share of its own from end to end. Returns the bytes

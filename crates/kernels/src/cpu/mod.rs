@@ -9,6 +9,8 @@
 // iterators they would hide it.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod attention_bwd;
 mod conv;
@@ -20,6 +22,8 @@ mod loss;
 mod math;
 mod norm;
 mod optim;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 mod pool;
 mod rows;
 mod scan;
@@ -27,6 +31,8 @@ mod scan_bwd;
 mod scratch;
 mod split;
 mod tier;
+#[cfg(target_arch = "x86_64")]
+mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
