@@ -174,22 +174,37 @@ pub(super) struct B<'a, T> {
     pub(super) tile: usize,
 }
 
-/// Rows that will be needed soon: in each step a line of each is fetched into L2. Any address may be given, it is never read.
+/// What will be needed soon and is fetched into L2 meanwhile: in each step a line of each of two rows, and two
+/// lines of a run. Nothing is read, so any address will do.
 #[derive(Clone, Copy)]
-pub(super) struct Ahead<T>(pub(super) [*const T; 2]);
+pub(super) struct Ahead<T> {
+    pub(super) rows: [*const T; 2],
+    pub(super) run: *const T,
+}
 
 impl<T> Ahead<T> {
-    /// Nothing to fetch: the same line again and again.
+    /// Nothing in particular: what lies behind `near`.
     pub(super) fn nothing(near: &[T]) -> Self {
-        Ahead([near.as_ptr(); 2])
+        Ahead { rows: [near.as_ptr(); 2], run: near.as_ptr() }
     }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Start<'a, T> {
+    Zero,
+    /// What the tiles of C hold.
+    Own,
+    /// Tiles laid out as those of C.
+    From(&'a [T]),
 }
 
 /// Where the tiles of a product lie, in bytes.
 struct Loop {
     a: [*const u8; 2],
     b: [*const u8; 2],
-    ahead: [*const u8; 2],
+    rows: [*const u8; 2],
+    run: *const u8,
     a_row: usize,
     a_step: usize,
     b_row: usize,
@@ -209,16 +224,20 @@ macro_rules! steps {
             "add {a1}, {a_step}",
             "add {b0}, {b_step}",
             "add {b1}, {b_step}",
+            "prefetcht1 [{p2}]",
+            "prefetcht1 [{p2} + 64]",
             "add {p0}, 64",
             "add {p1}, 64",
+            "add {p2}, 128",
             "dec {count}",
             "jnz 2b",
             a0 = inout(reg) $l.a[0] => _,
             a1 = inout(reg) $l.a[1] => _,
             b0 = inout(reg) $l.b[0] => _,
             b1 = inout(reg) $l.b[1] => _,
-            p0 = inout(reg) $l.ahead[0] => _,
-            p1 = inout(reg) $l.ahead[1] => _,
+            p0 = inout(reg) $l.rows[0] => _,
+            p1 = inout(reg) $l.rows[1] => _,
+            p2 = inout(reg) $l.run => _,
             count = inout(reg) $l.steps => _,
             a_row = in(reg) $l.a_row,
             a_step = in(reg) $l.a_step,
@@ -245,8 +264,8 @@ macro_rules! product {
         impl Tiles {
             $(#[$doc])*
             ///
-            /// `c` holds the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together. They
-            /// are overwritten if `first`, else added to.
+            /// `c` receives the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together. They
+            /// start from `start`.
             ///
             /// # Panics
             /// If a slice is too short, or there is no step.
@@ -254,10 +273,10 @@ macro_rules! product {
             pub(super) fn $name<const M: usize, const N: usize>(
                 &self,
                 c: &mut [$type_c],
+                start: Start<$type_c>,
                 a: A<$type_a>,
                 b: B<$type_b>,
                 steps: usize,
-                first: bool,
                 ahead: Ahead<$type_a>,
             ) {
                 const { assert!(M >= 1 && M <= 2 && N >= 1 && N <= 2) }
@@ -269,13 +288,22 @@ macro_rules! product {
                 assert!((N - 1) * b.tile + steps * size * ADJACENT <= b.x.len(), "tiles of B");
                 let (c, row) = (c.as_mut_ptr(), 4 * self.columns);
                 let tile = |j: usize| c.wrapping_add(j * size);
+                let before = match start {
+                    Start::Zero => None,
+                    Start::Own => Some(c.cast_const()),
+                    Start::From(before) => {
+                        assert!(before.len() >= M * N * size, "tiles of C");
+                        Some(before.as_ptr())
+                    }
+                };
                 let (a0, b0) = (a.x.as_ptr(), b.x.as_ptr());
                 let a1 = if M == 2 { a0.wrapping_add(a.tile) } else { a0 };
                 let b1 = if N == 2 { b0.wrapping_add(b.tile) } else { b0 };
                 let l = Loop {
                     a: [a0.cast(), a1.cast()],
                     b: [b0.cast(), b1.cast()],
-                    ahead: ahead.0.map(<*const $type_a>::cast),
+                    rows: ahead.rows.map(<*const $type_a>::cast),
+                    run: ahead.run.cast(),
                     a_row: a.row * size_of::<$type_a>(),
                     a_step: a.step * size_of::<$type_a>(),
                     b_row: row,
@@ -286,7 +314,19 @@ macro_rules! product {
                 // numbers within `c`; those of A and B lie within their slices, as asserted above; prefetches
                 // do not fault, whatever their address.
                 unsafe {
-                    if first {
+                    if let Some(before) = before {
+                        let old = |j: usize| before.wrapping_add(j * size);
+                        c_tile!("load", "0", old(0), row);
+                        if N == 2 {
+                            c_tile!("load", "1", old(1), row);
+                        }
+                        if M == 2 {
+                            c_tile!("load", "2", old(N), row);
+                        }
+                        if M * N == 4 {
+                            c_tile!("load", "3", old(3), row);
+                        }
+                    } else {
                         asm!("tilezero tmm0", options(nostack, nomem));
                         if N == 2 {
                             asm!("tilezero tmm1", options(nostack, nomem));
@@ -296,17 +336,6 @@ macro_rules! product {
                         }
                         if M * N == 4 {
                             asm!("tilezero tmm3", options(nostack, nomem));
-                        }
-                    } else {
-                        c_tile!("load", "0", tile(0), row);
-                        if N == 2 {
-                            c_tile!("load", "1", tile(1), row);
-                        }
-                        if M == 2 {
-                            c_tile!("load", "2", tile(N), row);
-                        }
-                        if M * N == 4 {
-                            c_tile!("load", "3", tile(3), row);
                         }
                     }
                     match (M, N) {
@@ -371,10 +400,24 @@ product!(
 
 impl Tiles {
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point
-    /// operations, two per product: the most that bf16 tiles could do in the time of the call.
-    pub(super) fn spin_bf16(&self, rounds: usize) -> u64 {
-        // SAFETY: the tiles are configured; no memory is touched.
+    /// operations, two per product: the most that bf16 tiles could do in the time of the call. The tiles are
+    /// filled from `x`: the unit is slower on numbers of many bits, which draw more power, than on zeros.
+    ///
+    /// # Panics
+    /// If `x` has less than four tiles.
+    pub(super) fn spin_bf16(&self, x: &[bf16], rounds: usize) -> u64 {
+        assert!(x.len() >= 4 * SIDE * STEP && self.columns == SIDE, "numbers to multiply");
+        // SAFETY: the tiles are configured; the loads read four tiles of `x`, which has them.
         unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {row}]",
+                "tileloadd tmm5, [{x} + {row} + 1024]",
+                "tileloadd tmm6, [{x} + {row} + 2048]",
+                "tileloadd tmm7, [{x} + {row} + 3072]",
+                x = in(reg) x.as_ptr(),
+                row = in(reg) 64_usize,
+                options(nostack, readonly),
+            );
             asm!(
                 "2:",
                 "tdpbf16ps tmm0, tmm4, tmm6",

@@ -23,7 +23,7 @@ pub enum Unit {
     Bf16Dot,
     /// Dots of four bytes in i32, `VPDPBUSD`.
     Int8Dot,
-    /// Tiles of bf16, `TDPBF16PS`.
+    /// Products of tiles of bf16 in f32, `TDPBF16PS`.
     Bf16Tile,
 }
 
@@ -51,7 +51,8 @@ impl Cpu {
         let mut units = vec![Unit::Fma];
         units.extend(dots::bf16(self.isa).map(|_| Unit::Bf16Dot));
         units.extend(dots::int8(self.isa).map(|_| Unit::Int8Dot));
-        units.extend(self.tile_multiply_adds(1).map(|_| Unit::Bf16Tile));
+        #[cfg(target_arch = "x86_64")]
+        units.extend(self.isa.amx().map(|_| Unit::Bf16Tile));
         units
     }
 
@@ -65,7 +66,7 @@ impl Cpu {
             Unit::Fma => self.multiply_adds(rounds),
             Unit::Bf16Dot => self.dots(dots::bf16(self.isa), rounds, 4 * LANES),
             Unit::Int8Dot => self.dots(dots::int8(self.isa), rounds, 8 * LANES),
-            Unit::Bf16Tile => self.tile_multiply_adds(rounds).expect("this tier has no tiles"),
+            Unit::Bf16Tile => self.tiles(rounds),
         }
     }
 
@@ -74,17 +75,6 @@ impl Cpu {
     /// f32 could do in the time that the call takes.
     pub fn multiply_adds(&self, rounds: usize) -> u64 {
         self.on_all_threads(|| self.isa.run(MultiplyAdds(rounds)))
-    }
-
-    /// As [`Cpu::multiply_adds`], with tiles of bf16; `None` on tiers without them.
-    pub fn tile_multiply_adds(&self, rounds: usize) -> Option<u64> {
-        #[cfg(target_arch = "x86_64")]
-        if let Some(amx) = self.isa.amx() {
-            let spin = || amx::Tiles::new(amx, amx::SIDE).spin_bf16(rounds);
-            return Some(self.on_all_threads(spin));
-        }
-        let _ = rounds;
-        None
     }
 
     /// Reads every line of `memory` once, each thread a share of its own from end to end. Returns the bytes
@@ -112,6 +102,20 @@ impl Cpu {
             run.run(rounds);
             (rounds * dots::SUMS * each) as u64
         })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, rounds: usize) -> u64 {
+        let amx = self.isa.amx().expect("this tier has no such unit");
+        // Numbers of either sign with all bits in use, as those of a model have.
+        let number = |i: u32| half::bf16::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-7 - 0.8);
+        let x: Vec<_> = (0..(4 * amx::SIDE * amx::STEP) as u32).map(number).collect();
+        self.on_all_threads(|| amx::Tiles::new(amx, amx::SIDE).spin_bf16(&x, rounds))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn tiles(&self, _: usize) -> u64 {
+        panic!("this tier has no such unit")
     }
 
     /// Runs `body` in several chunks per thread, so that a thread that starts late does not leave others

@@ -163,10 +163,25 @@ impl Amx {
         unsafe { pack_plain(out, x) }
     }
 
-    /// `y` is the transpose of the 16 x 16 numbers of `x`.
-    pub(super) fn transpose(self, y: &mut [f32; SIDE * SIDE], x: &[f32; SIDE * SIDE]) {
+    /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`.
+    ///
+    /// # Panics
+    /// If a row of `y`, or `bias`, has not 16 elements.
+    pub(super) fn transpose(self, y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
+        assert!(x.len() == SIDE * SIDE && y.iter().all(|y| y.len() == SIDE), "16 x 16 numbers");
+        assert!(bias.is_none_or(|b| b.len() == SIDE), "a bias of 16");
         // SAFETY: `self` proves the features.
-        unsafe { transpose(y, x) }
+        unsafe { transpose(y, x, bias) }
+    }
+
+    /// Adds the 16 x 16 numbers of `x` to the rows of `y`.
+    ///
+    /// # Panics
+    /// If a row of `y` has not 16 elements.
+    pub(super) fn add_rows(self, y: [&mut [f32]; SIDE], x: &[f32]) {
+        assert!(x.len() == SIDE * SIDE && y.iter().all(|y| y.len() == SIDE), "16 x 16 numbers");
+        // SAFETY: `self` proves the features.
+        unsafe { add_rows(y, x) }
     }
 }
 
@@ -230,15 +245,28 @@ fn pack_plain<T: Element>(out: &mut [bf16], x: Block<T>) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn transpose(y: &mut [f32; SIDE * SIDE], x: &[f32; SIDE * SIDE]) {
-    // SAFETY: compiled with the features; loads and stores of 16 numbers are the rows of the arrays.
+fn transpose(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
+    // SAFETY: compiled with the features; loads and stores of 16 numbers are the rows, which the caller checked.
     unsafe {
         let mut rows = [_mm512_setzero_si512(); SIDE];
-        for (row, x) in rows.iter_mut().zip(x.as_chunks::<SIDE>().0) {
-            *row = _mm512_loadu_si512(x.as_ptr().cast());
+        for (j, row) in rows.iter_mut().enumerate() {
+            *row = _mm512_loadu_si512(x.as_ptr().add(j * SIDE).cast());
         }
-        for (y, row) in y.as_chunks_mut::<SIDE>().0.iter_mut().zip(transpose_in(rows)) {
-            _mm512_storeu_si512(y.as_mut_ptr().cast(), row);
+        let add = bias.map_or(_mm512_setzero_ps(), |b| _mm512_loadu_ps(b.as_ptr()));
+        for (y, row) in y.into_iter().zip(transpose_in(rows)) {
+            let row = _mm512_castsi512_ps(row);
+            _mm512_storeu_ps(y.as_mut_ptr(), if bias.is_some() { _mm512_add_ps(row, add) } else { row });
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn add_rows(y: [&mut [f32]; SIDE], x: &[f32]) {
+    // SAFETY: as in `transpose`.
+    unsafe {
+        for (j, y) in y.into_iter().enumerate() {
+            let sum = _mm512_add_ps(_mm512_loadu_ps(y.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(j * SIDE)));
+            _mm512_storeu_ps(y.as_mut_ptr(), sum);
         }
     }
 }
@@ -348,13 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn transposing_twice_changes_nothing() {
+    fn tiles_are_written_transposed_and_added() {
         let Some(amx) = amx() else { return };
         let x: [f32; SIDE * SIDE] = std::array::from_fn(|i| i as f32);
-        let (mut y, mut z) = ([0.0; SIDE * SIDE], [0.0; SIDE * SIDE]);
-        amx.transpose(&mut y, &x);
-        assert_eq!(y[3 * SIDE + 7], x[7 * SIDE + 3]);
-        amx.transpose(&mut z, &y);
-        assert_eq!(x, z);
+        let bias: [f32; SIDE] = std::array::from_fn(|i| 1000.0 * i as f32);
+        let mut y = [[7.0; SIDE]; SIDE];
+        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, None);
+        assert_eq!(y[3][7], x[7 * SIDE + 3]);
+        amx.add_rows(y.each_mut().map(|y| &mut y[..]), &x);
+        assert_eq!(y[3][7], x[7 * SIDE + 3] + x[3 * SIDE + 7]);
+        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, Some(&bias));
+        assert_eq!(y[3][7], x[7 * SIDE + 3] + 7000.0);
     }
 }

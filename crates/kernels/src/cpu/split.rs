@@ -175,6 +175,25 @@ impl<T> Tile<'_, T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(row * self.stride), self.width) }
     }
 
+    /// Columns `column ..+ width` of `N` rows from `row`.
+    ///
+    /// # Panics
+    /// If the tile does not have them.
+    #[inline(always)]
+    pub(super) fn rows_mut<const N: usize>(
+        &mut self,
+        row: usize,
+        column: usize,
+        width: usize,
+    ) -> [&mut [T]; N] {
+        assert!(row + N <= self.rows && column + width <= self.width);
+        // SAFETY: the rows are in the tile and do not overlap, no other tile has these elements, and the
+        // borrow of `self` keeps this tile from giving them out twice.
+        std::array::from_fn(|j| unsafe {
+            std::slice::from_raw_parts_mut(self.ptr.add((row + j) * self.stride + column), width)
+        })
+    }
+
     /// As [`row_mut`](Tile::row_mut), to read.
     #[inline(always)]
     pub(super) fn row(&self, row: usize) -> &[T] {

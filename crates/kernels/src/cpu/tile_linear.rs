@@ -11,7 +11,7 @@
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Tiles as Configured};
+use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Start, Tiles as Configured};
 use super::pack::Block;
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::{Cpu, scratch};
@@ -21,10 +21,11 @@ use crate::{Buf, Linear};
 const PANEL: usize = 2 * SIDE;
 /// Steps per block of `in`: a panel of weights is then 32 KiB.
 const DEPTH: usize = 16;
-/// Most tokens that share a pass over the weights: with [`DEPTH`] 512 KiB.
-const TOKENS: usize = 512;
-/// Most rows of weights per chunk when there are many tokens; unfinished sums of [`TOKENS`] are 256 KiB.
-const ROWS: usize = 128;
+/// Tokens and rows of weights per chunk when there are many: what a chunk reads from beyond L2 grows with their
+/// sum and its work with their product, while unfinished sums, 512 KiB, and the tokens of two blocks of `in`,
+/// 256 KiB each, must stay in L2.
+const TOKENS: usize = 256;
+const ROWS: usize = 512;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -71,7 +72,11 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
         let rows = a.o.div_ceil(8 * threads).next_multiple_of(PANEL);
         return (SIDE, rows.clamp(PANEL, 512));
     }
-    (TOKENS, ROWS)
+    // As many chunks as the threads can share evenly, each as large as it may be.
+    let token_blocks = a.t.div_ceil(TOKENS);
+    let row_blocks = (a.groups * a.o).div_ceil(ROWS).next_multiple_of(threads.div_ceil(token_blocks));
+    let rows = (a.groups * a.o).div_ceil(row_blocks).next_multiple_of(PANEL);
+    (TOKENS, rows.clamp(PANEL, ROWS))
 }
 
 /// One chunk of outputs.
@@ -98,7 +103,7 @@ impl Chunk<'_> {
         for r in (0..full).step_by(PANEL) {
             let w = &self.w[r * self.i..];
             let a = A::rows(w, self.i, STEP);
-            tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
+            tiles.product_bf16::<2, 1>(&mut c, Start::Zero, a, b, self.steps, Ahead::nothing(self.packed));
             self.finish_few(&c, r, PANEL);
         }
         if full < self.y.width {
@@ -109,7 +114,14 @@ impl Chunk<'_> {
                     let rows = PANEL.min(self.y.width - r);
                     self.copy_panel(amx, panel, r, rows);
                     let a = A::rows(panel, width, STEP);
-                    tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
+                    tiles.product_bf16::<2, 1>(
+                        &mut c,
+                        Start::Zero,
+                        a,
+                        b,
+                        self.steps,
+                        Ahead::nothing(self.packed),
+                    );
                     self.finish_few(&c, r, rows);
                 }
             });
@@ -139,81 +151,103 @@ impl Chunk<'_> {
         let tiles = Configured::new(amx, SIDE);
         let token_tiles = self.y.rows.div_ceil(SIDE);
         let panels = self.y.width.div_ceil(PANEL);
-        let width = self.steps * STEP;
-        let sums = panels * token_tiles * PANEL * SIDE;
-        scratch::floats(sums, |sums| {
-            scratch::floats(PANEL * width / 2, |panel| {
-                let panel: &mut [bf16] = bytemuck::cast_slice_mut(panel);
-                for from in (0..self.steps).step_by(DEPTH) {
-                    let steps = DEPTH.min(self.steps - from);
+        let depth = self.steps.div_ceil(self.steps.div_ceil(DEPTH));
+        let size = token_tiles * PANEL * SIDE;
+        scratch::floats(if depth < self.steps { panels * size } else { 0 }, |sums| {
+            scratch::floats(PANEL * self.steps * STEP / 2, |copy| {
+                let copy: &mut [bf16] = bytemuck::cast_slice_mut(copy);
+                for from in (0..self.steps).step_by(depth) {
+                    let block = Depth { from, depth, steps: depth.min(self.steps - from), token_tiles };
                     for p in 0..panels {
-                        let sums = &mut sums[p * token_tiles * PANEL * SIDE..][..token_tiles * PANEL * SIDE];
-                        self.panel(amx, &tiles, panel, sums, p, from, steps);
+                        let sums = sums.get_mut(p * size..(p + 1) * size).unwrap_or_default();
+                        self.panel(amx, &tiles, copy, sums, p * PANEL, block);
                     }
                 }
             });
         });
     }
 
-    #[allow(clippy::too_many_arguments)]
+    /// Adds a block of `in` to the sums of the panel of weights from row `r`.
     fn panel(
         &mut self,
         amx: Amx,
         tiles: &Configured,
         copy: &mut [bf16],
         sums: &mut [f32],
-        p: usize,
-        from: usize,
-        steps: usize,
+        r: usize,
+        block: Depth,
     ) {
-        let r = p * PANEL;
         let rows = PANEL.min(self.y.width - r);
-        let width = self.steps * STEP;
-        let direct = rows == PANEL && self.i.is_multiple_of(STEP);
-        let a = if direct {
-            A::rows(&self.w[r * self.i + from * STEP..], self.i, STEP)
+        let a = if rows == PANEL && self.i.is_multiple_of(STEP) {
+            A::rows(&self.w[r * self.i + block.from * STEP..], self.i, STEP)
         } else {
             self.copy_panel(amx, copy, r, rows);
-            A::rows(&copy[from * STEP..], width, STEP)
+            A::rows(&copy[block.from * STEP..], self.steps * STEP, STEP)
         };
-        let tile = self.steps * STEP * SIDE;
-        let token_tiles = self.y.rows.div_ceil(SIDE);
-        let mut next = self.w[((r + PANEL) * self.i + from * STEP).min(self.w.len())..].as_ptr();
-        for n in (0..token_tiles).step_by(2) {
-            let b = B { x: &self.packed[n * tile + from * SIDE * STEP..], tile };
-            let ahead = Ahead([next, next.wrapping_add(self.i)]);
-            next = next.wrapping_add(2 * self.i);
-            let c = &mut sums[n * PANEL * SIDE..];
-            if n + 1 < token_tiles {
-                tiles.product_bf16::<2, 2>(c, a, b, steps, from == 0, ahead);
-            } else {
-                tiles.product_bf16::<2, 1>(c, a, b, steps, from == 0, ahead);
+        let last = block.from + block.steps == self.steps;
+        let mut done = [0.0; PANEL * 2 * SIDE];
+        for n in (0..block.token_tiles).step_by(2) {
+            let pair = (block.token_tiles - n).min(2);
+            let ahead = self.ahead(r, n, block);
+            let tile = self.steps * STEP * SIDE;
+            let b = B { x: &self.packed[n * tile + block.from * SIDE * STEP..], tile };
+            let sums = sums.get_mut(n * PANEL * SIDE..).unwrap_or_default();
+            let multiply =
+                if pair == 2 { Configured::product_bf16::<2, 2> } else { Configured::product_bf16::<2, 1> };
+            match (block.from == 0, last) {
+                (true, true) => multiply(tiles, &mut done, Start::Zero, a, b, block.steps, ahead),
+                (false, true) => multiply(tiles, &mut done, Start::From(sums), a, b, block.steps, ahead),
+                (true, false) => multiply(tiles, sums, Start::Zero, a, b, block.steps, ahead),
+                (false, false) => multiply(tiles, sums, Start::Own, a, b, block.steps, ahead),
             }
-            if from + steps == self.steps {
-                let pair = (token_tiles - n).min(2);
-                self.finish_many(amx, &sums[n * PANEL * SIDE..], r, rows, n, pair);
+            if last {
+                self.finish_many(amx, &done, r, rows, n, pair);
             }
         }
     }
 
+    /// What to fetch while the panel from row `r` meets tokens from tile `n`: a part of the next panel's rows,
+    /// and of the tokens' next block of `in`.
+    fn ahead(&self, r: usize, n: usize, block: Depth) -> Ahead<bf16> {
+        let rows = self.w.as_ptr().wrapping_add((r + PANEL + n) * self.i + block.from * STEP);
+        let turn = (r / PANEL * block.token_tiles.div_ceil(2) + n / 2) * 2 * block.steps * STEP;
+        let size = block.depth * SIDE * STEP;
+        let run =
+            (block.from + block.depth) * SIDE * STEP + turn / size * self.steps * STEP * SIDE + turn % size;
+        Ahead { rows: [rows, rows.wrapping_add(self.i)], run: self.packed.as_ptr().wrapping_add(run) }
+    }
+
     /// Writes the outputs of `rows` rows of weights from `r` for `count` tiles of tokens from tile `n`.
     fn finish_many(&mut self, amx: Amx, c: &[f32], r: usize, rows: usize, n: usize, count: usize) {
-        let mut by_token = [0.0; SIDE * SIDE];
         for (j, c) in c.as_chunks::<{ SIDE * SIDE }>().0.iter().enumerate().take(2 * count) {
-            let (r, n) = (r + j / count * SIDE, n + j % count);
-            let rows = (rows + j / count * 0).min(self.y.width.saturating_sub(r)).min(SIDE);
-            if rows == 0 {
-                continue;
-            }
-            amx.transpose(&mut by_token, c);
-            for t in n * SIDE..self.y.rows.min((n + 1) * SIDE) {
-                let from = &by_token[(t - n * SIDE) * SIDE..][..rows];
-                let y = &mut self.y.row_mut(t)[r..][..rows];
-                match self.bias {
-                    Some(b) => y.iter_mut().zip(from).zip(&b[r..]).for_each(|((y, c), b)| *y = c + b),
-                    None => y.copy_from_slice(from),
-                }
+            let (half, n) = (j / count * SIDE, n + j % count);
+            if half < rows {
+                self.finish_tile(amx, c, r + half, SIDE.min(rows - half), n * SIDE);
             }
         }
     }
+
+    /// Writes one tile of C: `rows` rows of weights from `r`, tokens from `t`.
+    fn finish_tile(&mut self, amx: Amx, c: &[f32; SIDE * SIDE], r: usize, rows: usize, t: usize) {
+        let tokens = SIDE.min(self.y.rows - t);
+        let bias = self.bias.map(|b| &b[r..][..rows]);
+        if rows == SIDE && tokens == SIDE {
+            amx.transpose(self.y.rows_mut(t, r, SIDE), c, bias);
+            return;
+        }
+        for j in 0..tokens {
+            for (k, y) in self.y.row_mut(t + j)[r..][..rows].iter_mut().enumerate() {
+                *y = c[k * SIDE + j] + bias.map_or(0.0, |b| b[k]);
+            }
+        }
+    }
+}
+
+/// Steps `from ..+ steps` along `in`, of blocks of `depth` steps, for a number of tiles of tokens.
+#[derive(Clone, Copy)]
+struct Depth {
+    from: usize,
+    depth: usize,
+    steps: usize,
+    token_tiles: usize,
 }
