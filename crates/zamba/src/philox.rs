@@ -32,6 +32,7 @@ pub(crate) const TOGETHER: usize = 16;
 
 /// [`block`] of counters `at ..+ TOGETHER`: the two low words of each, as one number.
 #[inline]
+#[expect(clippy::needless_range_loop, reason = "one number indexes all four words")]
 fn blocks(at: u64, mut key: [u32; 2]) -> [u64; TOGETHER] {
     const LOW: u64 = 0xffff_ffff;
     let mut ctr = [[0; TOGETHER]; 4];
