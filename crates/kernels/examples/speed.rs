@@ -1,6 +1,6 @@
 //! Speed of the kernels that carry a model, beside the peak of this machine.
 //!
-//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS]]`
+//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [quant]]]`
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -8,6 +8,7 @@ use std::time::Instant;
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::{
     Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
+    quant,
 };
 
 /// Best seconds of a call over about half a second of them.
@@ -56,6 +57,58 @@ fn linear(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize, backward: bool)
         print!(", dw {:.1}", flops / seconds / 1e9);
     }
     println!();
+}
+
+/// Reads memory with all threads, nothing else; as fast as weights can come.
+fn read_speed(threads: usize) -> f64 {
+    let memory: Vec<u64> = (0..1u64 << 26).collect();
+    let seconds = time(|| {
+        std::thread::scope(|s| {
+            for part in memory.chunks(memory.len().div_ceil(threads)) {
+                s.spawn(move || {
+                    let mut sums = [0u64; 32];
+                    for line in part.as_chunks::<32>().0 {
+                        for (sum, x) in sums.iter_mut().zip(line) {
+                            *sum ^= x;
+                        }
+                    }
+                    black_box(sums);
+                });
+            }
+        });
+    });
+    (memory.len() * 8) as f64 / seconds / 1e9
+}
+
+/// Several matrices in turn, so that no cache holds the weights.
+fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
+    let bytes = dtype.bytes(i * o);
+    let count = if t == 1 { (1usize << 30).div_ceil(bytes).min(24) } else { 1 };
+    let w: Vec<Mat> = (0..count)
+        .map(|_| {
+            let mut buf = dev.alloc(dtype, i * o);
+            if dtype.is_quantised() {
+                let q = (0..i * o).map(|j| (j * 7919 % 15) as i8 - 7).collect();
+                let w = quant::Quants { q, scales: vec![0.01; i * o / 64] };
+                dev.upload_bytes(&mut buf, 0, &quant::pack(dtype, o, i, &w));
+            } else {
+                dev.fill(&mut buf, 0.01);
+            }
+            Mat::new(o, i, buf)
+        })
+        .collect();
+    let (x, mut y) = (random(dev, Dtype::F32, t * i, 1.0), dev.alloc(Dtype::F32, t * o));
+    let seconds = time(|| {
+        for w in &w {
+            dev.linear(
+                &mut y,
+                Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w, bias: None },
+            );
+        }
+    });
+    let seconds = seconds / count as f64;
+    let (ops, rate) = ((2 * t * i * o) as f64 / seconds / 1e9, bytes as f64 / seconds / 1e9);
+    println!("linear {dtype:?} t={t} {i}->{o}: {ops:.0} GOP/s, weights at {rate:.1} GB/s");
 }
 
 fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
@@ -192,6 +245,16 @@ fn main() {
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
+    if args.get(2).is_some_and(|what| what == "quant") {
+        println!("plain read by all threads: {:.1} GB/s", read_speed(threads));
+        for t in [1, 2, 4, 8, 12, 64, 512] {
+            for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
+                quantised(dev, dtype, t, 3712, 14848);
+            }
+        }
+        println!("plain read by all threads: {:.1} GB/s", read_speed(threads));
+        return;
+    }
     for dtype in [Dtype::F32, Dtype::Bf16] {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);

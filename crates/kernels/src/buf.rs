@@ -1,7 +1,9 @@
 //! Device memory.
 
 use bytemuck::{Pod, Zeroable};
-use half::bf16;
+use half::{bf16, f16};
+
+use crate::quant;
 
 /// Element type of a [`Buf`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -10,15 +12,36 @@ pub enum Dtype {
     F32,
     /// Brain float: the upper half of an `F32`.
     Bf16,
+    /// Integers of 8 bits with a scale per group, of a matrix alone; see [`mod@crate::quant`].
+    Q8,
+    /// Integers of 4 bits with a scale per group, of a matrix alone; see [`mod@crate::quant`].
+    Q4,
 }
 
 impl Dtype {
     /// Bytes per element.
+    ///
+    /// # Panics
+    /// For quantised types, whose elements share bytes; see [`Dtype::bytes`].
     pub fn size(self) -> usize {
         match self {
             Dtype::F32 => 4,
             Dtype::Bf16 => 2,
+            Dtype::Q8 | Dtype::Q4 => panic!("an element of {self:?} has no size of its own"),
         }
+    }
+
+    /// Bytes of `len` elements. Quantised ones count with their scales.
+    pub fn bytes(self, len: usize) -> usize {
+        match self {
+            Dtype::F32 | Dtype::Bf16 => len * self.size(),
+            Dtype::Q8 | Dtype::Q4 => quant::quant_bytes(self, len) + len / quant::GROUP * size_of::<f16>(),
+        }
+    }
+
+    /// Whether elements are integers that share a scale.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Dtype::Q8 | Dtype::Q4)
     }
 }
 
@@ -44,8 +67,13 @@ enum Mem {
 
 impl Buf {
     /// Zeroed host memory. Untouched pages cost no memory until they are written.
+    ///
+    /// # Panics
+    /// If the type is quantised and the elements are not whole blocks.
     pub(crate) fn host(dtype: Dtype, len: usize) -> Self {
-        let lines = (len * dtype.size()).div_ceil(64);
+        let whole = !dtype.is_quantised() || len.is_multiple_of(quant::ROWS * quant::GROUP);
+        assert!(whole, "{len} elements are not whole blocks of {dtype:?}");
+        let lines = dtype.bytes(len).div_ceil(64);
         Buf { dtype, len, mem: Mem::Host(bytemuck::zeroed_vec(lines)) }
     }
 
@@ -66,7 +94,7 @@ impl Buf {
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.len * self.dtype.size()
+        self.dtype.bytes(self.len)
     }
 
     /// The elements as f32.
@@ -107,6 +135,29 @@ impl Buf {
         assert_eq!(self.dtype, Dtype::Bf16);
         let Mem::Host(lines) = &mut self.mem;
         &mut bytemuck::cast_slice_mut(lines)[..self.len]
+    }
+
+    /// Packed integers and scales of a quantised matrix, in the order of [`mod@crate::quant`].
+    ///
+    /// # Panics
+    /// If the elements are not quantised.
+    pub(crate) fn quants(&self) -> (&[u8], &[f16]) {
+        assert!(self.dtype.is_quantised(), "{self:?} is not quantised");
+        let (quants, scales) = self.raw().split_at(quant::quant_bytes(self.dtype, self.len));
+        (quants, bytemuck::cast_slice(scales))
+    }
+
+    /// All bytes.
+    pub(crate) fn raw(&self) -> &[u8] {
+        let Mem::Host(lines) = &self.mem;
+        &bytemuck::cast_slice(lines)[..self.bytes()]
+    }
+
+    /// All bytes, to be written.
+    pub(crate) fn raw_mut(&mut self) -> &mut [u8] {
+        let bytes = self.bytes();
+        let Mem::Host(lines) = &mut self.mem;
+        &mut bytemuck::cast_slice_mut(lines)[..bytes]
     }
 }
 

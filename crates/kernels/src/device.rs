@@ -51,7 +51,8 @@ pub enum Act {
 /// one group, `x_at = 0` and `x_stride = i`; Mamba's per-head projections have one group per head.
 ///
 /// With bf16 weights every operand of a product is first rounded to bf16 ([`crate::round_bf16`]) and
-/// sums are kept in f32; with f32 weights nothing is rounded.
+/// sums are kept in f32; with f32 weights nothing is rounded. With quantised weights the input is quantised
+/// too, and products are sums of integers with scales ([`mod@crate::quant`]); these have no gradients.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// Tokens.
@@ -253,6 +254,12 @@ pub trait Device: Send + Sync {
     /// Copies elements `at ..` of `x` to the host, widening to f32.
     fn download(&self, y: &mut [f32], x: &Buf, at: usize);
 
+    /// Copies host bytes to bytes `at ..` of `y`, whose elements are quantised ([`mod@crate::quant`]).
+    fn upload_bytes(&self, y: &mut Buf, at: usize, x: &[u8]);
+
+    /// Copies bytes `at ..` of `x`, whose elements are quantised, to the host.
+    fn download_bytes(&self, y: &mut [u8], x: &Buf, at: usize);
+
     /// `y[..] = value`
     fn fill(&self, y: &mut Buf, value: f32);
 
@@ -286,10 +293,10 @@ pub trait Device: Send + Sync {
     /// `y [t, groups * o]`
     fn linear(&self, y: &mut Buf, a: Linear);
 
-    /// Gradient of the input, in the layout of `x`.
+    /// Gradient of the input, in the layout of `x`. The weights must not be quantised.
     fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear);
 
-    /// Gradients of weights and bias. The bias gradient has no products: its terms are not rounded to bf16.
+    /// Gradients of weights, which must not be quantised, and bias. The bias gradient has no products: its terms are not rounded to bf16.
     fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear);
 
     /// `y = w * x / rms(x)` per row; `rstd_t`, if given, receives `1 / rms` per row.

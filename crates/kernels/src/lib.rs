@@ -16,6 +16,7 @@ pub mod cases;
 pub mod cpu;
 pub mod device;
 pub mod mat;
+pub mod quant;
 pub mod reference;
 
 pub use buf::{Buf, Dtype};

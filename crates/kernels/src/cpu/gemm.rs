@@ -29,6 +29,7 @@ pub(super) fn linear_dx(cpu: &Cpu, dx: &mut Buf, dy: &Buf, a: Linear) {
     match a.w.dtype() {
         Dtype::F32 => dx_typed::<f32>(cpu, dx, dy.f32(), a.w.buf.f32(), &a),
         Dtype::Bf16 => dx_typed::<bf16>(cpu, dx, dy.f32(), a.w.buf.bf16(), &a),
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
 }
 
@@ -64,6 +65,7 @@ pub(super) fn linear_dw(
     match a.w.dtype() {
         Dtype::F32 => dw_typed::<f32>(cpu, dw, dy.f32(), &a),
         Dtype::Bf16 => dw_typed::<bf16>(cpu, dw, dy.f32(), &a),
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
     if let Some(at) = bias_at {
         norm::column_sums(cpu, &mut dw_flat[at..][..a.groups * a.o], dy.f32());

@@ -13,6 +13,7 @@ mod attention;
 mod attention_bwd;
 mod conv;
 mod gemm;
+mod int;
 mod isa;
 mod linear;
 mod loss;
@@ -20,6 +21,7 @@ mod math;
 mod norm;
 mod optim;
 mod pool;
+mod quant;
 mod rows;
 mod scan;
 mod scan_bwd;
@@ -28,6 +30,8 @@ mod split;
 mod tier;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_int;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -150,6 +154,16 @@ impl Device for Cpu {
 
     fn download(&self, y: &mut [f32], x: &Buf, at: usize) {
         rows::download(self, y, x, at);
+    }
+
+    fn upload_bytes(&self, y: &mut Buf, at: usize, x: &[u8]) {
+        assert!(y.dtype().is_quantised(), "{y:?} takes numbers");
+        y.raw_mut()[at..][..x.len()].copy_from_slice(x);
+    }
+
+    fn download_bytes(&self, y: &mut [u8], x: &Buf, at: usize) {
+        assert!(x.dtype().is_quantised(), "{x:?} gives numbers");
+        y.copy_from_slice(&x.raw()[at..][..y.len()]);
     }
 
     fn fill(&self, y: &mut Buf, value: f32) {

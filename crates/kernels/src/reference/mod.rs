@@ -19,6 +19,7 @@ use half::bf16;
 
 use crate::{
     Act, AdamW, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span,
+    quant,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -35,11 +36,18 @@ impl Reference {
     }
 }
 
+/// # Panics
+/// If the weights are quantised.
+fn refuse_gradients(a: &Linear) {
+    assert!(!a.w.dtype().is_quantised(), "quantised weights have no gradients");
+}
+
 /// All elements of `x` in f64.
 pub(crate) fn read(x: &Buf) -> Vec<f64> {
     match x.dtype() {
         Dtype::F32 => x.f32().iter().map(|&v| f64::from(v)).collect(),
         Dtype::Bf16 => x.bf16().iter().map(|&v| f64::from(v.to_f32())).collect(),
+        Dtype::Q8 | Dtype::Q4 => panic!("{x:?} holds no numbers but groups"),
     }
 }
 
@@ -124,6 +132,7 @@ impl Device for Reference {
                     *y = bf16::from_f32(x);
                 }
             }
+            Dtype::Q8 | Dtype::Q4 => panic!("{y:?} takes bytes"),
         }
     }
 
@@ -136,7 +145,18 @@ impl Device for Reference {
                     *y = x.to_f32();
                 }
             }
+            Dtype::Q8 | Dtype::Q4 => panic!("{x:?} gives bytes"),
         }
+    }
+
+    fn upload_bytes(&self, y: &mut Buf, at: usize, x: &[u8]) {
+        assert!(y.dtype().is_quantised(), "{y:?} takes numbers");
+        y.raw_mut()[at..][..x.len()].copy_from_slice(x);
+    }
+
+    fn download_bytes(&self, y: &mut [u8], x: &Buf, at: usize) {
+        assert!(x.dtype().is_quantised(), "{x:?} gives numbers");
+        y.copy_from_slice(&x.raw()[at..][..y.len()]);
     }
 
     fn fill(&self, y: &mut Buf, value: f32) {
@@ -203,16 +223,23 @@ impl Device for Reference {
     fn linear(&self, y: &mut Buf, a: Linear) {
         a.check();
         let bias = a.bias.map(read);
+        let dtype = a.w.dtype();
+        if dtype.is_quantised() {
+            let w = quant::unpack(dtype, a.w.rows(), a.w.cols(), a.w.buf.raw());
+            return store(y, &linear::quantised(&a, &read(a.x), &w, bias.as_deref()));
+        }
         store(y, &linear::linear(&a, &read(a.x), &read(&a.w.buf), bias.as_deref()));
     }
 
     fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear) {
         a.check();
+        refuse_gradients(&a);
         add_all(dx, &linear::linear_dx(&a, &read(dy), &read(&a.w.buf)));
     }
 
     fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear) {
         a.check();
+        refuse_gradients(&a);
         let (dw, dbias) = linear::linear_dw(&a, &read(dy), &read(a.x));
         add_at(dw_flat, w_at, &dw);
         if let Some(at) = bias_at {
