@@ -1,6 +1,6 @@
 //! Speed of the kernels that carry a model, beside the peak of this machine.
 //!
-//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [quant]]]`
+//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [quant TOKENS...]]]`
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -246,8 +246,9 @@ fn main() {
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
     if args.get(2).is_some_and(|what| what == "quant") {
-        println!("plain read by all threads: {:.1} GB/s", read_speed(threads));
-        for t in [1, 2, 4, 8, 12, 64, 512] {
+        let tokens: Vec<usize> = args[3..].iter().map(|t| t.parse().expect("tokens are numbers")).collect();
+        for t in tokens {
+            println!("plain read by all threads: {:.1} GB/s", read_speed(threads));
             for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
                 quantised(dev, dtype, t, 3712, 14848);
             }

@@ -48,8 +48,11 @@ pub fn block_bytes(dtype: Dtype) -> usize {
     quant_bytes(dtype, ROWS * GROUP)
 }
 
-/// Bytes of the integers of `len` weights.
-pub(crate) fn quant_bytes(dtype: Dtype, len: usize) -> usize {
+/// Bytes of the integers of `len` weights, which come before the scales.
+///
+/// # Panics
+/// If `dtype` is not quantised.
+pub fn quant_bytes(dtype: Dtype, len: usize) -> usize {
     match dtype {
         Dtype::Q8 => len,
         Dtype::Q4 => len / 2,

@@ -22,6 +22,7 @@ mod norm;
 mod optim;
 mod pool;
 mod quant;
+mod quantise;
 mod rows;
 mod scan;
 mod scan_bwd;
@@ -43,6 +44,7 @@ use crate::{
 };
 
 pub use self::isa::{Isa, IsaError};
+pub use self::quantise::QuantError;
 
 /// Elements per chunk of kernels that do little with each. Less work than this runs on the calling thread:
 /// calling another costs more.
