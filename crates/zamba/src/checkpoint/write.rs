@@ -116,7 +116,8 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Writes numbers that are already little-endian numbers of the file's type, unchanged.
+    /// Writes what are already little-endian numbers of the file's type, or the bytes of a quantised matrix,
+    /// unchanged.
     ///
     /// # Errors
     /// If the output fails, the bytes are no whole numbers, or there are more than the shape has.
@@ -145,11 +146,12 @@ pub(super) fn failed(what: &str, source: std::io::Error) -> WriteError {
 
 /// Refuses values whose stored form is not finite: NaN and infinities, and numbers beyond the type.
 fn check_stored(entry: &WriteEntry, values: &[f32], bytes: &[u8], at: u64) -> Result<(), WriteError> {
-    // In each of the types, all exponent bits set in the top two bytes means NaN or infinity.
+    // Bytes come as they are. In each of the other types, all exponent bits set in the top two bytes means NaN or infinity.
     let (size, mask) = match entry.dtype {
         FileDtype::F32 => (4, 0x7f80),
         FileDtype::Bf16 => (2, 0x7f80),
         FileDtype::F16 => (2, 0x7c00),
+        FileDtype::U8 => return Ok(()),
     };
     let bad = bytes
         .chunks_exact(size)
@@ -164,13 +166,14 @@ fn check_stored(entry: &WriteEntry, values: &[f32], bytes: &[u8], at: u64) -> Re
 }
 
 /// The header of a file of `entries`, with its eight-byte length, and the order in which the tensors
-/// follow it: as given, but wider types first, so that every number lies at a multiple of its size.
+/// follow it: as given, but wider types first, so that every number lies at a multiple of its size. Bytes of
+/// quantised matrices, of which there is always an even number, stay beside their scales.
 ///
 /// # Errors
 /// If two entries have one name or a size overflows.
 pub fn header(entries: &[WriteEntry]) -> Result<(Vec<u8>, Vec<usize>), WriteError> {
     let mut order: Vec<usize> = (0..entries.len()).collect();
-    order.sort_by_key(|i| std::cmp::Reverse(entries[*i].dtype.size()));
+    order.sort_by_key(|i| std::cmp::Reverse(entries[*i].dtype.size().max(2)));
     let mut map = Map::new();
     map.insert("__metadata__".into(), json!({"format": "pt"}));
     let mut end = 0u64;
