@@ -15,6 +15,8 @@ use thiserror::Error;
 pub use zamba_kernels::Act;
 use zamba_kernels::Dtype;
 
+use crate::spec::{TensorSpec, tensors};
+
 /// What a layer of the stack is. Every layer contains a Mamba block; a hybrid one also calls the
 /// shared attention block before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -383,11 +385,15 @@ impl ZambaConfig {
 
     /// Numbers in all weights, the shared block and a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        crate::spec::tensors(self).iter().map(|spec| spec.len() as u64).sum()
+        tensors(self).iter().map(|spec| spec.len() as u64).sum()
     }
 
-    /// Bytes that all weights take when stored as `dtype`.
+    /// Bytes that all weights take when those that are not quantised are stored as `dtype`.
     pub fn bytes_of_weights(&self, dtype: FileDtype) -> u64 {
-        self.parameters() * dtype.size() as u64
+        let bytes = |spec: &TensorSpec| {
+            let plain = spec.len() * dtype.size();
+            spec.quantised(self).map_or(plain, |format| format.dtype().bytes(spec.len())) as u64
+        };
+        tensors(self).iter().map(bytes).sum()
     }
 }

@@ -10,6 +10,7 @@ pub mod init;
 mod json;
 mod load;
 pub mod model;
+pub mod moments;
 pub mod ops;
 pub mod param;
 mod philox;
