@@ -245,6 +245,12 @@ fn main() {
     let mut flops = 0;
     let seconds = time(|| flops = dev.multiply_adds(20_000));
     println!("peak: {:.1} GFLOP/s in f32", flops as f64 / seconds / 1e9);
+    if let Some(flops) = dev.tile_multiply_adds(100) {
+        let seconds = time(|| {
+            dev.tile_multiply_adds(20_000);
+        });
+        println!("peak: {:.1} GFLOP/s in bf16 tiles", 200.0 * flops as f64 / seconds / 1e9);
+    }
     if args.get(2).is_some_and(|what| what == "quant") {
         let tokens: Vec<usize> = args[3..].iter().map(|t| t.parse().expect("tokens are numbers")).collect();
         for t in tokens {

@@ -6,6 +6,8 @@
 
 use std::fmt;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::Amx;
 use super::int::IntOp;
 use super::tier::{Op, Scalar};
 #[cfg(target_arch = "x86_64")]
@@ -24,15 +26,16 @@ enum Level {
     Scalar,
     Avx2,
     Avx512,
+    Amx,
 }
 
-const LEVELS: [Level; 3] = [Level::Scalar, Level::Avx2, Level::Avx512];
+const LEVELS: [Level; 4] = [Level::Scalar, Level::Avx2, Level::Avx512, Level::Amx];
 
 /// Why a tier cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IsaError {
     /// No tier has this name.
-    #[error("unknown instruction set {0:?}: choose one of scalar, avx2, avx512")]
+    #[error("unknown instruction set {0:?}: choose one of scalar, avx2, avx512, amx")]
     Unknown(String),
     /// The machine lacks the features of the tier.
     #[error("this machine lacks the {0} instruction set: choose one of {1}")]
@@ -45,6 +48,7 @@ impl Level {
             Level::Scalar => "scalar",
             Level::Avx2 => "avx2",
             Level::Avx512 => "avx512",
+            Level::Amx => "amx",
         }
     }
 
@@ -62,6 +66,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            Level::Amx => Level::Avx512.found() && Amx::detect().is_some(),
         }
     }
 
@@ -73,7 +78,7 @@ impl Level {
 
 impl Isa {
     /// The names of all tiers, slowest first, whether this machine has them or not.
-    pub const NAMES: [&'static str; 3] = ["scalar", "avx2", "avx512"];
+    pub const NAMES: [&'static str; 4] = ["scalar", "avx2", "avx512", "amx"];
 
     /// The fastest tier of this machine.
     pub fn detect() -> Isa {
@@ -99,6 +104,12 @@ impl Isa {
         Err(IsaError::Missing(level.name(), names.join(", ")))
     }
 
+    /// The tile instructions, if this tier has them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn amx(self) -> Option<Amx> {
+        if self.0 == Level::Amx { Amx::detect() } else { None }
+    }
+
     /// Runs `op` compiled for this tier.
     #[inline]
     pub(super) fn run<O: Op>(self, op: O) -> O::Out {
@@ -110,7 +121,7 @@ impl Isa {
             Level::Avx2 => unsafe { run_avx2(op) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { run_avx512(op) },
+            Level::Avx512 | Level::Amx => unsafe { run_avx512(op) },
             #[cfg(not(target_arch = "x86_64"))]
             _ => op.eval::<Scalar>(),
         }
@@ -125,7 +136,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Level::Avx2 => unsafe { int_avx2(op) },
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => {
+            Level::Avx512 | Level::Amx => {
                 if is_x86_feature_detected!("avx512vnni") {
                     // SAFETY: as in `run`, and the one feature more was found just now.
                     unsafe { int_vnni(op) }

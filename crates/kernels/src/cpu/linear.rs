@@ -6,6 +6,8 @@
 
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, Weight};
+#[cfg(target_arch = "x86_64")]
+use super::tile_linear;
 use super::{Cpu, quant, scratch};
 use crate::{Buf, Dtype, Linear, round_bf16};
 
@@ -33,6 +35,10 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
     let input = Input { x: a.x.f32(), stride: a.x_stride, at: a.x_at, group: a.x_group };
     match a.w.dtype() {
         Dtype::F32 => forward(cpu, y.f32_mut(), a.w.buf.f32(), input, &a),
+        #[cfg(target_arch = "x86_64")]
+        Dtype::Bf16 if cpu.isa.amx().is_some() => {
+            cpu.isa.amx().into_iter().for_each(|amx| tile_linear::linear(cpu, amx, y, &a));
+        }
         Dtype::Bf16 => {
             let width = a.groups * a.i;
             scratch::floats(a.t * width, |rounded| {

@@ -9,6 +9,8 @@
 // iterators they would hide it.
 #![allow(clippy::needless_range_loop)]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod attention_bwd;
 mod conv;
@@ -20,6 +22,8 @@ mod loss;
 mod math;
 mod norm;
 mod optim;
+#[cfg(target_arch = "x86_64")]
+mod pack;
 mod pool;
 mod quant;
 mod quantise;
@@ -29,6 +33,8 @@ mod scan_bwd;
 mod scratch;
 mod split;
 mod tier;
+#[cfg(target_arch = "x86_64")]
+mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
@@ -96,6 +102,20 @@ impl Cpu {
             done.fetch_add(self.isa.run(MultiplyAdds(rounds)), Ordering::Relaxed);
         });
         done.into_inner()
+    }
+
+    /// As [`Cpu::multiply_adds`], with tiles of bf16; `None` on tiers without them.
+    pub fn tile_multiply_adds(&self, rounds: usize) -> Option<u64> {
+        #[cfg(target_arch = "x86_64")]
+        if let Some(amx) = self.isa.amx() {
+            let done = AtomicU64::new(0);
+            self.pool.run(16 * self.threads(), |_| {
+                done.fetch_add(amx::Tiles::new(amx, amx::SIDE).spin_bf16(rounds), Ordering::Relaxed);
+            });
+            return Some(done.into_inner());
+        }
+        let _ = rounds;
+        None
     }
 
     /// Calls `body` with each row of `width` elements of `y` and its number.
