@@ -370,6 +370,46 @@ product!(
 );
 
 impl Tiles {
+    /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products.
+    /// Calls with `odd` and without use different tiles, so that they need not wait for one another.
+    ///
+    /// # Panics
+    /// If A is too short or the tiles are not whole.
+    #[inline(always)]
+    pub(super) fn group_i8(
+        &self,
+        c: &mut [i32; SIDE * SIDE],
+        a: &[i8],
+        stride: usize,
+        b: &[u8; SIDE * 64],
+        odd: bool,
+    ) {
+        assert!(self.columns == SIDE && (SIDE - 1) * stride + STEP_I8 <= a.len(), "tile of A");
+        let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+        macro_rules! step {
+            ($c:literal, $a:literal, $b:literal) => {
+                asm!(
+                    concat!("tilezero tmm", $c),
+                    concat!("tileloadd tmm", $b, ", [{b} + {row}]"),
+                    concat!("tileloadd tmm", $a, ", [{a} + {stride}]"),
+                    concat!("tdpbssd tmm", $c, ", tmm", $a, ", tmm", $b),
+                    concat!("tilestored [{c} + {row}], tmm", $c),
+                    a = in(reg) a, b = in(reg) b, c = in(reg) c, stride = in(reg) stride, row = in(reg) 64usize,
+                    options(nostack),
+                )
+            };
+        }
+        // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted. Rows of A lie in its
+        // slice as asserted; B and C are whole tiles.
+        unsafe {
+            if odd {
+                step!("1", "5", "7");
+            } else {
+                step!("0", "4", "6");
+            }
+        }
+    }
+
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point
     /// operations, two per product: the most that bf16 tiles could do in the time of the call.
     pub(super) fn spin_bf16(&self, rounds: usize) -> u64 {

@@ -36,6 +36,12 @@ pub(super) trait IntTier: Copy + Send + Sync + 'static {
     fn line4(bytes: &[u8; LINE]) -> Self::Line;
     /// Lines `2 j` and `2 j + 1` from part `j` of a block of 4 bits.
     fn lines4(part: &[u8; LINE]) -> (Self::Line, Self::Line);
+    /// Writes a line of 8 bits as signed bytes.
+    fn signed8(line: &[u8; LINE], signed: &mut [u8; LINE]);
+    /// Writes lines `2 j` and `2 j + 1` from part `j` of a block of 4 bits as signed bytes.
+    fn signed4(part: &[u8; LINE], low: &mut [u8; LINE], high: &mut [u8; LINE]);
+    /// Sixteen sums from memory.
+    fn sums(sums: &[i32; LANES]) -> Self::I;
     /// Writes a line that came from [`IntTier::lines4`].
     fn store4(line: Self::Line, bytes: &mut [u8; LINE]);
     /// Adds the products of a line of 8 bits with four activations.
@@ -83,6 +89,23 @@ impl IntTier for Scalar {
             (low[c], high[c]) = (part[c] & 15, part[c] >> 4);
         }
         (low, high)
+    }
+    #[inline(always)]
+    fn signed8(line: &[u8; LINE], signed: &mut [u8; LINE]) {
+        for (signed, q) in signed.iter_mut().zip(line) {
+            *signed = q ^ 128;
+        }
+    }
+    #[inline(always)]
+    fn signed4(part: &[u8; LINE], low: &mut [u8; LINE], high: &mut [u8; LINE]) {
+        for c in 0..LINE {
+            low[c] = (part[c] & 15).wrapping_sub(8);
+            high[c] = (part[c] >> 4).wrapping_sub(8);
+        }
+    }
+    #[inline(always)]
+    fn sums(sums: &[i32; LANES]) -> [i32; LANES] {
+        *sums
     }
     #[inline(always)]
     fn store4(line: [u8; LINE], bytes: &mut [u8; LINE]) {

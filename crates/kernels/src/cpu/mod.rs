@@ -36,6 +36,8 @@ mod tier;
 #[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
+mod tile_quant;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_int;

@@ -62,8 +62,8 @@ impl Element for f32 {
         // SAFETY: see the module text.
         unsafe {
             let mix = _mm512_set_epi16(
-                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2,
-                17, 1, 16, 0,
+                31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21, 5, 20, 4, 19,
+                3, 18, 2, 17, 1, 16, 0,
             );
             let both = _mm512_cvtne2ps_pbh(load_in(block, r + 1, c), load_in(block, r, c));
             _mm512_permutexvar_epi16(mix, std::mem::transmute::<__m512bh, __m512i>(both))
@@ -337,7 +337,9 @@ mod tests {
     #[test]
     fn packed_operands_hold_every_element_where_tiles_read_it() {
         let Some(amx) = amx() else { return };
-        for (rows, cols, stride) in [(1, 1, 1), (1, 70, 70), (3, 33, 40), (16, 64, 64), (15, 31, 31), (70, 16, 20), (33, 5, 9)] {
+        for (rows, cols, stride) in
+            [(1, 1, 1), (1, 70, 70), (3, 33, 40), (16, 64, 64), (15, 31, 31), (70, 16, 20), (33, 5, 9)]
+        {
             let x = numbers((rows - 1) * stride + cols);
             check(amx, Block { x: &x, stride, rows, cols }, |x: &f32| *x);
             let small: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();

@@ -8,6 +8,8 @@ use half::f16;
 use super::int::{IntOp, IntTier};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Tier, V};
+#[cfg(target_arch = "x86_64")]
+use super::tile_quant;
 use super::{Cpu, linear, scratch};
 use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes, zero_point};
 use crate::{Buf, Dtype, Linear};
@@ -18,6 +20,9 @@ const PASS: usize = 16;
 const TOKEN_BLOCK: usize = 128;
 /// Most rows of weights per chunk of many tokens.
 const ROW_BLOCK: usize = 64;
+/// Fewer tokens than this go by vectors where there are tiles too.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 9;
 /// Bytes from the weights in use to those that are asked for from memory.
 const AHEAD: usize = 4096;
 
@@ -25,6 +30,10 @@ const AHEAD: usize = 4096;
 pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
     linear::check(y.len(), &a);
     assert!(a.o.is_multiple_of(ROWS), "a block of quantised rows crosses groups");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(amx) = cpu.isa.amx().filter(|_| a.t >= FEW) {
+        return tile_quant::linear(cpu, amx, y, &a);
+    }
     let width = a.groups * a.i;
     let count = a.t * width / GROUP;
     // Integers, scales and starts of all tokens.
@@ -43,14 +52,14 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
 
 /// The quantised input: rows of all groups of the map, one after the other.
 #[derive(Clone, Copy)]
-struct Input<'a> {
+pub(super) struct Input<'a> {
     /// Integers, `[t, width]`.
-    q: &'a [i8],
+    pub(super) q: &'a [i8],
     /// Scales, `[t, width / 64]`.
-    scales: &'a [f32],
+    pub(super) scales: &'a [f32],
     /// Where sums of products start, to make up for the zero point of the weights, `[t, width / 64]`.
-    starts: &'a [i32],
-    width: usize,
+    pub(super) starts: &'a [i32],
+    pub(super) width: usize,
 }
 
 impl<'a> Input<'a> {
@@ -63,7 +72,7 @@ impl<'a> Input<'a> {
 }
 
 /// Quantises the input of all groups of the map.
-fn quantise(cpu: &Cpu, q: &mut [i8], scales: &mut [f32], starts: &mut [i32], a: &Linear) {
+pub(super) fn quantise(cpu: &Cpu, q: &mut [i8], scales: &mut [f32], starts: &mut [i32], a: &Linear) {
     let width = a.groups * a.i;
     if a.t * width == 0 {
         return;

@@ -96,6 +96,25 @@ impl IntTier for Avx2 {
         }
     }
     #[inline(always)]
+    fn signed8(line: &[u8; LINE], signed: &mut [u8; LINE]) {
+        Avx2::store4(Avx2::line8(line), signed);
+    }
+    #[inline(always)]
+    fn signed4(part: &[u8; LINE], low: &mut [u8; LINE], high: &mut [u8; LINE]) {
+        let (even, odd) = Avx2::lines4(part);
+        // SAFETY: see the module text.
+        unsafe {
+            let zero = _mm256_set1_epi8(8);
+            Avx2::store4((_mm256_sub_epi8(even.0, zero), _mm256_sub_epi8(even.1, zero)), low);
+            Avx2::store4((_mm256_sub_epi8(odd.0, zero), _mm256_sub_epi8(odd.1, zero)), high);
+        }
+    }
+    #[inline(always)]
+    fn sums(sums: &[i32; LANES]) -> Pair {
+        // SAFETY: see the module text; both reads of 8 sums lie in the array.
+        unsafe { (_mm256_loadu_si256(sums.as_ptr().cast()), _mm256_loadu_si256(sums.as_ptr().add(8).cast())) }
+    }
+    #[inline(always)]
     fn store4(line: Pair, bytes: &mut [u8; LINE]) {
         // SAFETY: see the module text; both writes of 32 bytes lie in the array.
         unsafe {
@@ -230,6 +249,26 @@ macro_rules! wide {
                 let (part, mask) = (_mm512_loadu_si512(part.as_ptr().cast()), _mm512_set1_epi8(15));
                 (_mm512_and_si512(part, mask), _mm512_and_si512(_mm512_srli_epi16::<4>(part), mask))
             }
+        }
+        #[inline(always)]
+        fn signed8(line: &[u8; LINE], signed: &mut [u8; LINE]) {
+            // SAFETY: see the module text. Flipping the top bit subtracts 128.
+            Self::store4(unsafe { _mm512_xor_si512(Self::line4(line), _mm512_set1_epi8(-128)) }, signed);
+        }
+        #[inline(always)]
+        fn signed4(part: &[u8; LINE], low: &mut [u8; LINE], high: &mut [u8; LINE]) {
+            let (even, odd) = Self::lines4(part);
+            // SAFETY: see the module text.
+            unsafe {
+                let zero = _mm512_set1_epi8(8);
+                Self::store4(_mm512_sub_epi8(even, zero), low);
+                Self::store4(_mm512_sub_epi8(odd, zero), high);
+            }
+        }
+        #[inline(always)]
+        fn sums(sums: &[i32; LANES]) -> __m512i {
+            // SAFETY: see the module text; 64 bytes are read from 16 sums.
+            unsafe { _mm512_loadu_si512(sums.as_ptr().cast()) }
         }
         #[inline(always)]
         fn store4(line: __m512i, bytes: &mut [u8; LINE]) {
