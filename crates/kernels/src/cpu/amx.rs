@@ -371,18 +371,17 @@ product!(
 
 impl Tiles {
     /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products.
-    /// Calls with `odd` and without use different tiles, so that they need not wait for one another.
+    /// Calls with `ODD` and without use different tiles, so that they need not wait for one another.
     ///
     /// # Panics
     /// If A is too short or the tiles are not whole.
     #[inline(always)]
-    pub(super) fn group_i8(
+    pub(super) fn group_i8<const ODD: bool>(
         &self,
-        c: &mut [i32; SIDE * SIDE],
+        c: &mut [[i32; SIDE]; SIDE],
         a: &[i8],
         stride: usize,
         b: &[u8; SIDE * 64],
-        odd: bool,
     ) {
         assert!(self.columns == SIDE && (SIDE - 1) * stride + STEP_I8 <= a.len(), "tile of A");
         let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
@@ -402,7 +401,7 @@ impl Tiles {
         // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted. Rows of A lie in its
         // slice as asserted; B and C are whole tiles.
         unsafe {
-            if odd {
+            if ODD {
                 step!("1", "5", "7");
             } else {
                 step!("0", "4", "6");

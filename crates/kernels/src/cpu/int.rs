@@ -55,7 +55,7 @@ pub(super) trait IntTier: Copy + Send + Sync + 'static {
     /// Widens scales.
     fn scales(scales: &[f16; LANES]) -> <Self::F as Tier>::V;
     /// Asks for the cache line that lies `ahead` bytes behind the first of `bytes`, which may be beyond its end.
-    fn prefetch(bytes: &[u8], ahead: usize);
+    fn prefetch<T>(bytes: &[T], ahead: usize);
 }
 
 impl IntTier for Scalar {
@@ -148,5 +148,5 @@ impl IntTier for Scalar {
         Scalar::load(&y)
     }
     #[inline(always)]
-    fn prefetch(_: &[u8], _: usize) {}
+    fn prefetch<T>(_: &[T], _: usize) {}
 }

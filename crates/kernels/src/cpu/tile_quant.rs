@@ -17,8 +17,8 @@ use super::{Cpu, scratch};
 use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes};
 use crate::{Buf, Dtype, Linear};
 
-/// Groups per pass: with [`BLOCKS`] 32 KiB of weights, and 8 KiB of activations, in L1.
-const PASS: usize = 8;
+/// Groups per pass: with [`BLOCKS`] 16 KiB of weights, and 4 KiB of activations and of sums each, in L1.
+const PASS: usize = 4;
 /// Row blocks per panel.
 const BLOCKS: usize = 4;
 /// Most tokens per chunk.
@@ -63,7 +63,12 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     cpu.split(a.t * a.groups * a.o * a.i, chunks, |_, y: Tile<f32>| {
         let first = y.group * a.o + y.start;
         let group = y.group * blocks;
-        scratch::floats(BLOCKS * PASS * TILE / 4, |panel| {
+        let (panel, products) = (BLOCKS * PASS * TILE / 4, PASS * SIDE * LANES);
+        scratch::floats(panel + products + y.rows.div_ceil(SIDE) * BLOCKS * SIDE * LANES, |memory| {
+            let (panel, rest) = memory.split_at_mut(panel);
+            let (products, sums) = rest.split_at_mut(products);
+            let products: &mut [i32] = bytemuck::cast_slice_mut(products);
+            let products = products.as_chunks_mut().0.as_chunks_mut().0;
             cpu.isa.run_int(Chunk {
                 tiles: Configured::new(amx, SIDE),
                 q: &x.q[y.row * x.width + group * GROUP..],
@@ -75,6 +80,8 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
                 bias: bias.map(|b| &b[first..]),
                 groups: blocks,
                 panel: bytemuck::cast_slice_mut(panel),
+                products: products.first_chunk_mut().expect("a pass"),
+                sums: sums.as_chunks_mut().0,
                 y,
             });
         });
@@ -99,6 +106,10 @@ struct Chunk<'a> {
     groups: usize,
     /// Room for the signed integers of a pass.
     panel: &'a mut [u8],
+    /// Integer sums of a pass for one row block and 16 tokens.
+    products: &'a mut [[[i32; LANES]; SIDE]; PASS],
+    /// Sums of the groups so far, `[tiles, BLOCKS, 16 tokens]`; in the output they would lie far apart.
+    sums: &'a mut [[f32; LANES]],
 }
 
 impl IntOp for Chunk<'_> {
@@ -118,13 +129,7 @@ impl IntOp for Chunk<'_> {
                 }
             }
         }
-        if let Some(bias) = self.bias {
-            for t in 0..self.y.rows {
-                for (y, b) in self.y.row_mut(t).iter_mut().zip(bias) {
-                    *y += b;
-                }
-            }
-        }
+        self.finish();
     }
 }
 
@@ -147,45 +152,86 @@ impl Chunk<'_> {
         }
     }
 
-    /// Groups `from .. to` of a row block for 16 tokens from `t`. Sums of the groups before wait in the output.
+    /// Groups `from .. to` of a row block for 16 tokens from `t`.
     #[inline(always)]
     fn tile<S: IntTier>(&mut self, block: usize, t: usize, from: usize, to: usize) {
-        let tokens = SIDE.min(self.y.rows - t);
         let mut acc = [V::<S::F>::zero(); SIDE];
-        if from > 0 {
-            for c in 0..tokens {
-                acc[c] = V::load(&self.y.row(t + c)[block * ROWS..]);
-            }
-        }
-        // Two tiles of sums in turn: the next is on its way while one is added.
-        let mut sums = [[0; SIDE * SIDE]; 2];
-        self.multiply(&mut sums[0], block, t, from, from);
-        for g in from..to {
-            let [even, odd] = &mut sums;
-            let (now, next) = if (g - from).is_multiple_of(2) { (even, odd) } else { (odd, even) };
+        let place = (t / SIDE * BLOCKS + block) * SIDE;
+        self.fetch::<S>(block, t + SIDE, from);
+        // All products first: sums come back from tiles through memory, which takes its time.
+        for g in (from..to).step_by(2) {
+            self.multiply::<false>(block, t, from, g);
             if g + 1 < to {
-                self.multiply(next, block, t, from, g + 1);
-            }
-            let scales = self.scales[(block * self.groups + g) * LANES..].first_chunk();
-            let scale = V::<S::F>::wrap(S::scales(scales.expect("16 scales")));
-            let x_scales = &self.x_scales[(t / SIDE * (self.width / GROUP) + g) * SIDE..];
-            let x_scales: &[f32; SIDE] = x_scales.first_chunk().expect("16 tokens");
-            let rows = now.as_chunks().0;
-            for c in 0..SIDE {
-                let sum = V::wrap(S::float(<S as IntTier>::sums(&rows[c])));
-                acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);
+                self.multiply::<true>(block, t, from, g + 1);
             }
         }
-        for c in 0..tokens {
-            acc[c].store(&mut self.y.row_mut(t + c)[block * ROWS..]);
+        let waiting: &[_; SIDE] = self.sums[place..].first_chunk().expect("16 tokens");
+        if from > 0 {
+            for c in 0..SIDE {
+                acc[c] = V::of(&waiting[c]);
+            }
+        }
+        for g in from..to {
+            self.add::<S>(&mut acc, block, t, from, g);
+        }
+        let waiting: &mut [_; SIDE] = self.sums[place..].first_chunk_mut().expect("16 tokens");
+        for c in 0..SIDE {
+            acc[c].to(&mut waiting[c]);
+        }
+    }
+
+    /// Asks for a share of the integers that the tokens from `t` will need, so that with all row blocks all of
+    /// them are there in time.
+    #[inline(always)]
+    fn fetch<S: IntTier>(&self, block: usize, t: usize, from: usize) {
+        const SHARE: usize = SIDE / BLOCKS;
+        if t + SIDE <= self.y.rows {
+            for row in t + block * SHARE..t + (block + 1) * SHARE {
+                let q = &self.q[row * self.width + from * GROUP..];
+                for group in 0..PASS {
+                    S::prefetch(q, group * GROUP);
+                }
+            }
+        }
+    }
+
+    /// Adds the sums of group `g` of a row block and 16 tokens from `t`, with their scales.
+    #[inline(always)]
+    fn add<S: IntTier>(&self, acc: &mut [V<S::F>; SIDE], block: usize, t: usize, from: usize, g: usize) {
+        let sums = &self.products[g - from];
+        let scales = self.scales[(block * self.groups + g) * LANES..].first_chunk();
+        let scale = V::<S::F>::wrap(S::scales(scales.expect("16 scales")));
+        let x_scales = &self.x_scales[(t / SIDE * (self.width / GROUP) + g) * SIDE..];
+        let x_scales: &[f32; SIDE] = x_scales.first_chunk().expect("16 tokens");
+        for c in 0..SIDE {
+            let sum = V::wrap(S::float(S::sums(&sums[c])));
+            acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);
         }
     }
 
     /// The integer sums of group `g` of a row block and 16 tokens from `t`.
     #[inline(always)]
-    fn multiply(&self, sums: &mut [i32; SIDE * SIDE], block: usize, t: usize, from: usize, g: usize) {
+    fn multiply<const ODD: bool>(&mut self, block: usize, t: usize, from: usize, g: usize) {
         let q = &self.q[t * self.width + g * GROUP..];
         let w = self.panel[(block * PASS + g - from) * TILE..].first_chunk().expect("a tile");
-        self.tiles.group_i8(sums, q, self.width, w, g % 2 == 1);
+        self.tiles.group_i8::<ODD>(&mut self.products[g - from], q, self.width, w);
+    }
+
+    /// Writes the sums of all groups to the output, with the bias.
+    #[inline(always)]
+    fn finish(&mut self) {
+        for t in 0..self.y.rows {
+            for block in 0..self.y.width / ROWS {
+                let sums = &self.sums[(t / SIDE * BLOCKS + block) * SIDE + t % SIDE];
+                let y = &mut self.y.row_mut(t)[block * ROWS..][..ROWS];
+                match self.bias {
+                    Some(bias) => {
+                        let bias = &bias[block * ROWS..][..ROWS];
+                        y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), b)| *y = sum + b);
+                    }
+                    None => y.copy_from_slice(sums),
+                }
+            }
+        }
     }
 }

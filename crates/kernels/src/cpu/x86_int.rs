@@ -177,7 +177,7 @@ impl IntTier for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(bytes: &[u8], ahead: usize) {
+    fn prefetch<T>(bytes: &[T], ahead: usize) {
         prefetch(bytes, ahead);
     }
 }
@@ -196,9 +196,9 @@ fn factors(bits: i32) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn prefetch(bytes: &[u8], ahead: usize) {
+fn prefetch<T>(bytes: &[T], ahead: usize) {
     // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, wherever it points.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(ahead).cast()) }
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast::<i8>().wrapping_add(ahead)) }
 }
 
 /// The operations that the two 512-bit tiers share.
@@ -291,7 +291,7 @@ macro_rules! wide {
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast())) }
         }
         #[inline(always)]
-        fn prefetch(bytes: &[u8], ahead: usize) {
+        fn prefetch<T>(bytes: &[T], ahead: usize) {
             prefetch(bytes, ahead);
         }
     };
