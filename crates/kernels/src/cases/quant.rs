@@ -53,7 +53,7 @@ impl QuantCase {
             *x = match self.values {
                 Values::Normal => *x,
                 Values::Largest | Values::Least => 3.5,
-                Values::Zeros if j / GROUP % 3 == 0 => 0.0,
+                Values::Zeros if (j / GROUP).is_multiple_of(3) => 0.0,
                 Values::Zeros if j / GROUP % 3 == 1 => *x * 1e-37,
                 Values::Zeros => *x,
             };
