@@ -18,6 +18,7 @@ const UNSAFE: &[&str] = &[
     "crates/kernels/src/cpu/pool.rs",
     "crates/kernels/src/cpu/split.rs",
     "crates/kernels/src/cpu/x86.rs",
+    "crates/kernels/src/cpu/x86_int.rs",
     // Maps files.
     "crates/kernels/src/mem.rs",
     // An allocator that counts, in the test that kernels do not allocate.

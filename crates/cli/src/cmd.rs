@@ -8,5 +8,6 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod info;
 pub(crate) mod init;
+pub(crate) mod quantize;
 pub(crate) mod score;
 pub(crate) mod train;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use zamba::checkpoint::{Checkpoint, FileDtype, LoadOptions, SaveOptions, Verify, Weights, save_folder};
+use zamba::checkpoint::{self, Checkpoint, Content, FileDtype, LoadOptions, SaveOptions, Verify, Weights};
 use zamba::hub::{self, HubOptions};
 use zamba::spec::TensorSpec;
 use zamba::{Zamba, ZambaConfig};
@@ -189,27 +189,41 @@ impl From<DtypeName> for FileDtype {
     }
 }
 
-/// Writes a model folder with a progress bar, tensor by tensor as `fill` gives them. Ctrl-C and errors leave
-/// nothing.
+/// Writes a model folder of plain weights with a progress bar, tensor by tensor as `fill` gives them. Ctrl-C
+/// and errors leave nothing.
 pub(crate) fn save(
     out: &Path,
     config: &ZambaConfig,
     options: &SaveOptions,
     fill: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let config = ZambaConfig { quantization: None, ..config.clone() };
+    save_quantised("writing", out, &config, options, &mut |spec, content| fill(spec, &mut content.numbers))
+}
+
+/// As [`save`], of weights some of which may be quantised, under a title.
+pub(crate) fn save_quantised(
+    title: &str,
+    out: &Path,
+    config: &ZambaConfig,
+    options: &SaveOptions,
+    fill: &mut dyn FnMut(&TensorSpec, &mut Content) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
     let total = config.bytes_of_weights(options.dtype);
     file::check_folder(out, options.replace, total)?;
-    let mut progress = Progress::new("writing", total, Unit::Bytes);
+    let mut progress = Progress::new(title, total, Unit::Bytes);
     let mut failed = None;
-    let saved = save_folder(out, config, options, &mut |spec, values| {
+    let saved = checkpoint::save_quantised(out, config, options, &mut |spec, content| {
         let filled = interrupt::check("nothing was written")
             .map_err(anyhow::Error::from)
-            .and_then(|()| fill(spec, values));
+            .and_then(|()| fill(spec, content));
         if let Err(error) = filled {
             failed = Some(error);
             return Err(io::Error::other("stopped"));
         }
-        progress.add(spec.len() as u64 * options.dtype.size() as u64);
+        let bytes =
+            if content.bytes.is_empty() { spec.len() * options.dtype.size() } else { content.bytes.len() };
+        progress.add(bytes as u64);
         Ok(())
     });
     match failed {

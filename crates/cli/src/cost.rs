@@ -36,7 +36,10 @@ impl Cost {
     pub(crate) fn of(config: &ZambaConfig, dtype: FileDtype) -> Self {
         // Half precision is widened when it is loaded: no kernel computes with it.
         let matrix = if dtype == FileDtype::Bf16 { 2 } else { 4 };
-        let bytes = |spec: &TensorSpec| spec.len() as u64 * if spec.keeps_f32() { 4 } else { matrix };
+        let bytes = |spec: &TensorSpec| match spec.quantised(config) {
+            Some(format) => format.dtype().bytes(spec.len()) as u64,
+            None => spec.len() as u64 * if spec.keeps_f32() { 4 } else { matrix },
+        };
         let kv_per_token = (config.hybrid_layers().len() * 2 * config.kv_width()) as u64 * matrix;
         Cost::with(config, bytes, kv_per_token)
     }
@@ -112,6 +115,8 @@ fn multiplies(spec: &TensorSpec) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use zamba::config::QuantFormat;
+
     use super::*;
 
     #[test]
@@ -126,6 +131,18 @@ mod tests {
         // All weights in bf16 are 14.465 GB; vectors and scan parameters in f32 add a little.
         assert!(cost.weights > 2 * 7_232_490_496 && cost.weights < 14_600_000_000);
         assert!(cost.read_per_token > 2 * 11_518_246_912 && cost.read_per_token < 23_200_000_000);
+    }
+
+    #[test]
+    fn quantised_weights_cost_their_bits_and_as_many_operations() {
+        let plain = ZambaConfig::preset("zamba-7b").unwrap();
+        let q4 = ZambaConfig { quantization: Some(QuantFormat::Q4), ..plain.clone() };
+        let (before, after) = (Cost::of(&plain, FileDtype::Bf16), Cost::of(&q4, FileDtype::Bf16));
+        let linear: usize =
+            tensors(&q4).iter().filter(|s| s.quantised(&q4).is_some()).map(TensorSpec::len).sum();
+        assert!(linear > 6_900_000_000, "{linear}");
+        assert_eq!(before.weights - after.weights, 2 * linear as u64 - linear as u64 / 32 * 17);
+        assert_eq!((before.linear_flops, before.state), (after.linear_flops, after.state));
     }
 
     #[test]

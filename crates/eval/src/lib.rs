@@ -3,8 +3,14 @@
 //! Bits per byte can be compared between models with different tokenizers, which loss per token cannot: it is
 //! the size to which the model, driving an arithmetic coder, would compress the text.
 
+mod calibrate;
+mod divergence;
+
 use thiserror::Error;
 use zamba::{Batch, State, Workspace, Zamba};
+
+pub use calibrate::calibrate;
+pub use divergence::{Divergence, divergence};
 
 /// Tokens that go through the model at once. Results do not depend on it.
 const WINDOW: usize = 512;
@@ -108,11 +114,9 @@ pub fn bits_per_byte<E: From<EvalError>>(
     let mut sum = BitsPerByte::default();
     let mut scorer = Scorer::new(model, context);
     for document in documents {
-        let Document { tokens, bytes, words } = document?;
-        let vocab = model.config.vocab_size;
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab) {
-            return Err(EvalError::Token { document: sum.documents, token, vocab }.into());
-        }
+        let document = document?;
+        check_tokens(&document, sum.documents, model.config.vocab_size)?;
+        let Document { tokens, bytes, words } = document;
         let inputs = tokens.len().saturating_sub(1);
         for at in (0..inputs).step_by(context) {
             sum.nats += scorer.part(&tokens[at..=inputs.min(at + context)], &mut progress)?;
@@ -124,6 +128,14 @@ pub fn bits_per_byte<E: From<EvalError>>(
         sum.cut += u64::from(inputs > context);
     }
     Ok(sum)
+}
+
+/// Refuses ids that a model of `vocab` tokens has no embedding for; `number` is that of the document.
+fn check_tokens(document: &Document, number: u64, vocab: usize) -> Result<(), EvalError> {
+    match document.tokens.iter().find(|&&token| token as usize >= vocab) {
+        Some(&token) => Err(EvalError::Token { document: number, token, vocab }),
+        None => Ok(()),
+    }
 }
 
 struct Scorer<'m> {
@@ -241,6 +253,50 @@ mod tests {
         let stop = EvalError::Token { document: 9, token: 9, vocab: 9 };
         let stopped = bits_per_byte(&model, 4, [Ok(document(9, 1))], |_| Err(stop.clone()));
         assert_eq!(stopped.unwrap_err(), stop);
+    }
+
+    #[test]
+    fn a_model_does_not_diverge_from_itself_and_does_from_another() {
+        let (one, mut config) = (model(), model().config);
+        config.rms_norm_eps = 0.1;
+        let other = Zamba::random(config, Arc::new(Reference::new()), Dtype::F32, 6);
+        let documents = [document(WINDOW as u32 + 30, 1), document(7, 2)];
+        let run = |a: &Zamba, b: &Zamba, context| {
+            divergence(a, b, context, documents.iter().cloned().map(Ok::<_, EvalError>), |_| Ok(())).unwrap()
+        };
+        let same = run(&one, &one, 1000);
+        assert_eq!((same.kl, same.kl_max, same.agreement()), (0.0, 0.0, 1.0));
+        let differ = run(&one, &other, 1000);
+        assert!(differ.mean() > 1e-6 && differ.kl_max >= differ.mean(), "{differ:?}");
+        for (ours, model) in [(differ.model, &one), (differ.against, &other)] {
+            let want = bpb(model, 1000, &documents);
+            // The same logits, whose exponentials are added in f64 here.
+            assert!((ours.nats - want.nats).abs() < 1e-5 * want.nats, "{ours:?} {want:?}");
+            assert_eq!((ours.tokens, ours.bytes, ours.documents), (want.tokens, want.bytes, want.documents));
+        }
+        assert_eq!(run(&one, &other, 100).model.cut, 1);
+    }
+
+    #[test]
+    fn moments_are_mean_squares_of_what_linear_maps_see() {
+        let model = model();
+        let documents = || [document(30, 1), document(9, 2)].map(Ok::<_, EvalError>);
+        let moments = calibrate(&model, 20, documents(), |_| Ok(())).unwrap();
+        for (id, spec) in model.specs().iter().enumerate() {
+            let found = moments.mean_squares(id);
+            let linear = spec.kind == zamba::spec::TensorKind::Linear;
+            assert_eq!(found.is_some(), linear, "{}", spec.name);
+            if let Some(found) = found {
+                assert_eq!(found.len(), spec.rows_cols().1, "{}", spec.name);
+                assert!(found.iter().all(|x| *x >= 0.0 && x.is_finite()));
+            }
+        }
+        // The input of the first projection is normed with weights of one: its mean square is near one.
+        let id =
+            model.specs().iter().position(|s| s.name.ends_with("layers.0.mamba.in_proj.weight")).unwrap();
+        let squares = moments.mean_squares(id).unwrap();
+        let mean = squares.iter().sum::<f32>() / squares.len() as f32;
+        assert!((mean - 1.0).abs() < 0.1, "{mean}");
     }
 
     #[test]

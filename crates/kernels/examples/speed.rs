@@ -1,7 +1,7 @@
 //! Speed of the kernels that carry a model, beside the peak of this machine.
 //!
 //! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [PART]]]`, where PART is one of
-//! linear, scan, attention and others.
+//! linear, quant, scan, attention and others.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use std::time::Instant;
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::{
     Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt,
-    ScanGrads, Span,
+    ScanGrads, Span, quant,
 };
 
 /// Best seconds of a call over about half a second of them.
@@ -90,6 +90,37 @@ fn plain_scan(e: usize, h: usize, n: usize) -> f64 {
         black_box(&y);
     });
     seconds / (T * e) as f64
+}
+
+/// Several matrices in turn, so that no cache holds the weights.
+fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
+    let bytes = dtype.bytes(i * o);
+    let count = if t == 1 { (1usize << 30).div_ceil(bytes).min(24) } else { 1 };
+    let w: Vec<Mat> = (0..count)
+        .map(|_| {
+            let mut buf = dev.alloc(dtype, i * o);
+            if dtype.is_quantised() {
+                let q = (0..i * o).map(|j| (j * 7919 % 15) as i8 - 7).collect();
+                let w = quant::Quants { q, scales: vec![0.01; i * o / 64] };
+                dev.put_bytes(&mut buf, &quant::pack(dtype, o, i, &w));
+            } else {
+                dev.fill(&mut buf, 0.01);
+            }
+            Mat::new(o, i, buf)
+        })
+        .collect();
+    let (x, mut y) = (random(dev, Dtype::F32, t * i, 1.0), dev.alloc(Dtype::F32, t * o));
+    let seconds = time(|| {
+        for w in &w {
+            dev.linear(
+                &mut y,
+                Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w, bias: None },
+            );
+        }
+    });
+    let seconds = seconds / count as f64;
+    let (ops, rate) = ((2 * t * i * o) as f64 / seconds / 1e9, bytes as f64 / seconds / 1e9);
+    println!("linear {dtype:?} t={t} {i}->{o}: {ops:.0} GOP/s, weights at {rate:.1} GB/s");
 }
 
 fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
@@ -300,6 +331,13 @@ fn main() {
     let dev = &Cpu::with(isa, threads);
     println!("{}", dev.name());
     limits(dev);
+    if wanted("quant") {
+        for (t, o) in [(1, 14848), (8, 14848), (512, 4096)] {
+            for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
+                quantised(dev, dtype, t, 3712, o);
+            }
+        }
+    }
     for dtype in [Dtype::F32, Dtype::Bf16].into_iter().filter(|_| wanted("linear")) {
         linear(dev, dtype, 1, 3712, 14848, false);
         linear(dev, dtype, 4, 3712, 14848, false);

@@ -1,6 +1,8 @@
 //! Device memory.
 
-use half::bf16;
+use half::{bf16, f16};
+
+use crate::quant;
 
 use crate::mem::{FileMap, Mem};
 
@@ -11,15 +13,36 @@ pub enum Dtype {
     F32,
     /// Brain float: the upper half of an `F32`.
     Bf16,
+    /// Integers of 8 bits with a scale per group, of a matrix alone; see [`mod@crate::quant`].
+    Q8,
+    /// Integers of 4 bits with a scale per group, of a matrix alone; see [`mod@crate::quant`].
+    Q4,
 }
 
 impl Dtype {
     /// Bytes per element.
+    ///
+    /// # Panics
+    /// For quantised types, whose elements share bytes; see [`Dtype::bytes`].
     pub fn size(self) -> usize {
         match self {
             Dtype::F32 => 4,
             Dtype::Bf16 => 2,
+            Dtype::Q8 | Dtype::Q4 => panic!("an element of {self:?} has no size of its own"),
         }
+    }
+
+    /// Bytes of `len` elements. Quantised ones count with their scales.
+    pub fn bytes(self, len: usize) -> usize {
+        match self {
+            Dtype::F32 | Dtype::Bf16 => len * self.size(),
+            Dtype::Q8 | Dtype::Q4 => quant::quant_bytes(self, len) + len / quant::GROUP * size_of::<f16>(),
+        }
+    }
+
+    /// Whether elements are integers that share a scale.
+    pub fn is_quantised(self) -> bool {
+        matches!(self, Dtype::Q8 | Dtype::Q4)
     }
 }
 
@@ -36,8 +59,13 @@ pub struct Buf {
 
 impl Buf {
     /// Zeroed host memory. Untouched pages cost no memory until they are written.
+    ///
+    /// # Panics
+    /// If the type is quantised and the elements are not whole blocks.
     pub(crate) fn host(dtype: Dtype, len: usize) -> Self {
-        Buf { dtype, len, mem: Mem::zeroed(len * dtype.size()) }
+        let whole = !dtype.is_quantised() || len.is_multiple_of(quant::ROWS * quant::GROUP);
+        assert!(whole, "{len} elements are not whole blocks of {dtype:?}");
+        Buf { dtype, len, mem: Mem::zeroed(dtype.bytes(len)) }
     }
 
     /// The bytes of `file` from byte `at`, in place and read-only; none if they do not lie at a multiple of
@@ -71,7 +99,7 @@ impl Buf {
 
     /// Size in bytes.
     pub fn bytes(&self) -> usize {
-        self.len * self.dtype.size()
+        self.dtype.bytes(self.len)
     }
 
     /// The memory as bytes.
@@ -118,6 +146,16 @@ impl Buf {
     pub(crate) fn bf16_mut(&mut self) -> &mut [bf16] {
         assert_eq!(self.dtype, Dtype::Bf16);
         bytemuck::cast_slice_mut(self.mem.bytes_mut())
+    }
+
+    /// Packed integers and scales of a quantised matrix, in the order of [`mod@crate::quant`].
+    ///
+    /// # Panics
+    /// If the elements are not quantised.
+    pub(crate) fn quants(&self) -> (&[u8], &[f16]) {
+        assert!(self.dtype.is_quantised(), "{self:?} is not quantised");
+        let (quants, scales) = self.as_bytes().split_at(quant::quant_bytes(self.dtype, self.len));
+        (quants, bytemuck::cast_slice(scales))
     }
 }
 

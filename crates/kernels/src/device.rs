@@ -10,6 +10,8 @@
 //! absolute positions alone: not on the number of tokens in the call, their chunking, or the number of
 //! threads. So equal inputs give equal bits however a sequence is cut up or batched.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::{Buf, Dtype, FileMap, Mat};
 
 /// A stretch of packed tokens that belong to one sequence.
@@ -51,7 +53,8 @@ pub enum Act {
 /// one group, `x_at = 0` and `x_stride = i`; Mamba's per-head projections have one group per head.
 ///
 /// With bf16 weights every operand of a product is first rounded to bf16 ([`crate::round_bf16`]) and
-/// sums are kept in f32; with f32 weights nothing is rounded.
+/// sums are kept in f32; with f32 weights nothing is rounded. With quantised weights the input is quantised
+/// too, and products are sums of integers with scales ([`mod@crate::quant`]); these have no gradients.
 #[derive(Clone, Copy)]
 pub struct Linear<'a> {
     /// Tokens.
@@ -307,6 +310,25 @@ pub trait Device: Send + Sync {
     /// Copies elements `at ..` of `x` to the host, widening to f32.
     fn download(&self, y: &mut [f32], x: &Buf, at: usize);
 
+    /// Overwrites all of `y` with the bytes of its elements.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    fn put_bytes(&self, y: &mut Buf, x: &[u8]) {
+        assert_eq!(x.len(), y.bytes(), "bytes of {y:?}");
+        self.upload_bytes(y, &|at, piece| piece.copy_from_slice(&x[at..][..piece.len()]));
+    }
+
+    /// The bytes of all elements of `x`.
+    fn to_bytes(&self, x: &Buf) -> Vec<u8> {
+        let all = Mutex::new(vec![0; x.bytes()]);
+        self.download_bytes(x, &|at, bytes| {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all[at..][..bytes.len()].copy_from_slice(bytes);
+        });
+        all.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// `y[..] = value`
     fn fill(&self, y: &mut Buf, value: f32);
 
@@ -340,10 +362,10 @@ pub trait Device: Send + Sync {
     /// `y [t, groups * o]`
     fn linear(&self, y: &mut Buf, a: Linear);
 
-    /// Gradient of the input, in the layout of `x`.
+    /// Gradient of the input, in the layout of `x`. The weights must not be quantised.
     fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear);
 
-    /// Gradients of weights and bias. The bias gradient has no products: its terms are not rounded to bf16.
+    /// Gradients of weights, which must not be quantised, and bias. The bias gradient has no products: its terms are not rounded to bf16.
     fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear);
 
     /// `y = w * x / rms(x)` per row; `rstd_t`, if given, receives `1 / rms` per row.

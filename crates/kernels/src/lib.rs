@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod device;
 pub mod mat;
 mod mem;
+pub mod quant;
 pub mod reference;
 
 pub use buf::{Buf, Dtype};

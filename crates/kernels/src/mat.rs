@@ -1,14 +1,15 @@
 //! Weight matrices. Only `linear*` and `embed*` kernels look inside one.
 
-use crate::{Buf, Dtype};
+use crate::{Buf, Dtype, quant};
 
-/// A weight matrix `[rows, cols]`, row-major as in the checkpoint, in the storage format of its
-/// [`Buf`]. Vectors are matrices of one row and are always [`Dtype::F32`].
+/// A weight matrix `[rows, cols]` in the storage format of its [`Buf`]: row-major as in the checkpoint, or
+/// in the blocks of [`mod@crate::quant`] if it is quantised. Vectors are matrices of one row and are always
+/// [`Dtype::F32`].
 #[derive(Debug)]
 pub struct Mat {
     rows: usize,
     cols: usize,
-    /// The elements, row after row.
+    /// The elements.
     pub buf: Buf,
 }
 
@@ -16,9 +17,11 @@ impl Mat {
     /// Wraps `buf` as `[rows, cols]`.
     ///
     /// # Panics
-    /// If `buf` does not hold `rows * cols` elements.
+    /// If `buf` does not hold `rows * cols` elements, or is quantised and the matrix has no whole blocks.
     pub fn new(rows: usize, cols: usize, buf: Buf) -> Self {
         assert_eq!(buf.len(), rows * cols, "a [{rows}, {cols}] matrix needs {} elements", rows * cols);
+        let whole = !buf.dtype().is_quantised() || quant::fits(rows, cols);
+        assert!(whole, "a [{rows}, {cols}] matrix cannot be quantised");
         Mat { rows, cols, buf }
     }
 

@@ -315,6 +315,10 @@ impl Recipe {
             }
             ModelSource::Named(name) => ZambaConfig::preset(name)?,
         };
+        if config.quantization.is_some() {
+            let problem = "quantised weights have no gradients; remove `quantization_config`".to_owned();
+            return Err(RecipeError::Value { key: "model".into(), problem });
+        }
         config.dtype = match self.publish.unwrap_or(self.compute) {
             Compute::F32 => zamba::config::FileDtype::F32,
             Compute::Bf16 => zamba::config::FileDtype::Bf16,

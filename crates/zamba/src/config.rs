@@ -13,6 +13,9 @@ mod write;
 use thiserror::Error;
 
 pub use zamba_kernels::Act;
+use zamba_kernels::Dtype;
+
+use crate::spec::{TensorSpec, tensors};
 
 /// What a layer of the stack is. Every layer contains a Mamba block; a hybrid one also calls the
 /// shared attention block before it.
@@ -33,6 +36,8 @@ pub enum FileDtype {
     F16,
     /// The upper half of a binary32.
     Bf16,
+    /// A byte of the integers of a quantised matrix; no number of a configuration or of a plain tensor.
+    U8,
 }
 
 impl FileDtype {
@@ -41,6 +46,7 @@ impl FileDtype {
         match self {
             FileDtype::F32 => 4,
             FileDtype::F16 | FileDtype::Bf16 => 2,
+            FileDtype::U8 => 1,
         }
     }
 
@@ -50,6 +56,7 @@ impl FileDtype {
             FileDtype::F32 => "F32",
             FileDtype::F16 => "F16",
             FileDtype::Bf16 => "BF16",
+            FileDtype::U8 => "U8",
         }
     }
 
@@ -59,6 +66,34 @@ impl FileDtype {
             FileDtype::F32 => "float32",
             FileDtype::F16 => "float16",
             FileDtype::Bf16 => "bfloat16",
+            FileDtype::U8 => "uint8",
+        }
+    }
+}
+
+/// How the matrices of a model are quantised; see [`zamba_kernels::quant`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum QuantFormat {
+    /// 8 bits and a share of a scale, 8.25 in all.
+    Q8,
+    /// 4 bits and a share of a scale, 4.25 in all.
+    Q4,
+}
+
+impl QuantFormat {
+    /// The name in a `config.json` and on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            QuantFormat::Q8 => "q8",
+            QuantFormat::Q4 => "q4",
+        }
+    }
+
+    /// The type in memory.
+    pub fn dtype(self) -> Dtype {
+        match self {
+            QuantFormat::Q8 => Dtype::Q8,
+            QuantFormat::Q4 => Dtype::Q4,
         }
     }
 }
@@ -130,8 +165,10 @@ pub struct ZambaConfig {
     pub mamba_proj_bias: bool,
     /// The kind of each layer; its length is `num_hidden_layers`.
     pub layers_block_type: Vec<LayerKind>,
-    /// Storage of the weights as published.
+    /// Storage of the weights as published; of those that are not quantised.
     pub dtype: FileDtype,
+    /// How those matrices are stored that can be quantised; see [`crate::spec::TensorSpec::quantised`].
+    pub quantization: Option<QuantFormat>,
     /// Kept for other readers of the file; no effect here.
     pub use_cache: bool,
     /// Kept for other readers of the file; 0 stands for `null` (all). No effect here.
@@ -196,7 +233,7 @@ pub enum ConfigError {
     },
     /// The weights are quantised in a foreign format.
     #[error(
-        "config has `{field}`: weights quantised by other programs cannot be read, use the original checkpoint"
+        "config has `{field}`: weights quantised by other programs cannot be read, use the original checkpoint and `zamba quantize`"
     )]
     Quantised {
         /// The field.
@@ -348,11 +385,15 @@ impl ZambaConfig {
 
     /// Numbers in all weights, the shared block and a tied head counted once.
     pub fn parameters(&self) -> u64 {
-        crate::spec::tensors(self).iter().map(|spec| spec.len() as u64).sum()
+        tensors(self).iter().map(|spec| spec.len() as u64).sum()
     }
 
-    /// Bytes that all weights take when stored as `dtype`.
+    /// Bytes that all weights take when those that are not quantised are stored as `dtype`.
     pub fn bytes_of_weights(&self, dtype: FileDtype) -> u64 {
-        self.parameters() * dtype.size() as u64
+        let bytes = |spec: &TensorSpec| {
+            let plain = spec.len() * dtype.size();
+            spec.quantised(self).map_or(plain, |format| format.dtype().bytes(spec.len())) as u64
+        };
+        tensors(self).iter().map(bytes).sum()
     }
 }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use zamba_kernels::{Buf, Device, Span};
 
+use crate::moments::SharedMoments;
 use crate::pool::{Pool, Var};
 use crate::state::State;
 
@@ -64,12 +65,19 @@ impl Batch {
 /// Memory for activations, kept between steps. One per thread that runs a model.
 pub struct Workspace {
     pool: Rc<Pool>,
+    moments: Option<SharedMoments>,
 }
 
 impl Workspace {
     /// An empty workspace on `dev`.
     pub fn new(dev: Arc<dyn Device>) -> Self {
-        Workspace { pool: Pool::new(dev) }
+        Workspace { pool: Pool::new(dev), moments: None }
+    }
+
+    /// An empty workspace whose passes note what linear maps see.
+    pub fn observing(dev: Arc<dyn Device>) -> (Self, SharedMoments) {
+        let moments = SharedMoments::default();
+        (Workspace { pool: Pool::new(dev), moments: Some(moments.clone()) }, moments)
     }
 
     /// Runs `batch` without a tape, reading and advancing `state` if there is one.
@@ -103,7 +111,7 @@ impl Workspace {
     }
 
     fn env(&self, batch: Batch) -> Rc<Env> {
-        Rc::new(Env { batch, pool: self.pool.clone() })
+        Rc::new(Env { batch, pool: self.pool.clone(), moments: self.moments.clone() })
     }
 }
 
@@ -111,6 +119,8 @@ impl Workspace {
 pub(crate) struct Env {
     pub(crate) batch: Batch,
     pub(crate) pool: Rc<Pool>,
+    /// Where to note what linear maps see, if anyone wants to know.
+    pub(crate) moments: Option<SharedMoments>,
 }
 
 impl Env {

@@ -9,6 +9,7 @@ pub mod hub;
 pub mod init;
 mod json;
 pub mod model;
+pub mod moments;
 pub mod ops;
 pub mod param;
 mod philox;

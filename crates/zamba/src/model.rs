@@ -14,9 +14,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use zamba_kernels::{Buf, Device, Dtype, Mat};
+use zamba_kernels::{Buf, Device, Dtype, Mat, quant};
 
-use crate::config::{LayerKind, ZambaConfig};
+use crate::config::{LayerKind, QuantFormat, ZambaConfig};
 use crate::ctx::Ctx;
 use crate::ops::{AttentionSizes, MambaSizes, ScanParams};
 use crate::param::Param;
@@ -243,19 +243,23 @@ impl Zamba {
         all
     }
 
-    /// Copies weight `id` to the host.
+    /// Copies weight `id` to the host; a quantised one is multiplied out.
     pub fn read_param(&self, id: usize, out: &mut Vec<f32>) {
         let params = self.params();
         let mat = params[id].mat();
         out.resize(mat.len(), 0.0);
-        self.dev.download(out, &mat.buf, 0);
+        if !mat.dtype().is_quantised() {
+            return self.dev.download(out, &mat.buf, 0);
+        }
+        let bytes = self.dev.to_bytes(&mat.buf);
+        quant::widen(mat.dtype(), mat.rows(), mat.cols(), &bytes, out);
     }
 
     /// Sets every weight from a flat f32 buffer in the order of [`Zamba::params`], rounding matrices to
     /// their storage format.
     ///
     /// # Panics
-    /// If `flat` does not hold [`Zamba::num_parameters`] values.
+    /// If `flat` does not hold [`Zamba::num_parameters`] values, or a matrix is quantised.
     pub fn set_weights(&mut self, flat: &Buf) {
         assert_eq!(flat.len(), self.num_parameters());
         let dev = self.dev.clone();
@@ -267,8 +271,8 @@ impl Zamba {
         }
     }
 
-    /// Builds a model whose weight matrices are stored as `format`; vectors and scan parameters are
-    /// always f32. `fill` receives each tensor of [`tensors`] in order and the memory to write.
+    /// Builds a model whose weight matrices are stored as `format`, but for those that `config` says are
+    /// quantised; vectors and scan parameters are always f32. `fill` receives each tensor of [`tensors`] in order and the memory to write.
     ///
     /// # Errors
     /// What `fill` returns.
@@ -283,7 +287,8 @@ impl Zamba {
         let mut at = 0;
         for (id, spec) in specs.iter().enumerate() {
             let (rows, cols) = spec.rows_cols();
-            let dtype = if spec.keeps_f32() { Dtype::F32 } else { format };
+            let plain = if spec.keeps_f32() { Dtype::F32 } else { format };
+            let dtype = spec.quantised(&config).map_or(plain, QuantFormat::dtype);
             let mut buf = dev.alloc(dtype, spec.len());
             fill(spec, &mut buf)?;
             made.insert(spec.name.clone(), Param::new(id, at, Mat::new(rows, cols, buf)));

@@ -3,7 +3,9 @@
 //! Loading, saving, counting, clipping, stepping and exporting all walk this one list in this one
 //! order. Names and shapes are those of the current `transformers` checkpoints (`modeling_zamba.py`).
 
-use crate::config::{LayerKind, ZambaConfig};
+use zamba_kernels::quant;
+
+use crate::config::{LayerKind, QuantFormat, ZambaConfig};
 
 /// What a tensor is for, which decides how it is initialised, stored in memory and decayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +60,15 @@ impl TensorSpec {
             Some((cols, rows)) => (rows.iter().product(), *cols),
             None => (1, 1),
         }
+    }
+
+    /// How the tensor is quantised in a model of `config`, if it is: the matrices `[o, i]` of linear maps
+    /// are, where they fall into whole blocks. Embedding and head touch every logit, and the projections of
+    /// B, C and dt enter exponentials and a recurrence; they are a few percent of the weights and stay as
+    /// they are.
+    pub fn quantised(&self, config: &ZambaConfig) -> Option<QuantFormat> {
+        let (rows, cols) = self.rows_cols();
+        config.quantization.filter(|_| self.kind == TensorKind::Linear && quant::fits(rows, cols))
     }
 
     /// Whether weight decay applies.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use serde::Serialize;
+use zamba::ZambaConfig;
 use zamba::checkpoint::{FileDtype, SaveOptions};
 
 use crate::common::{self, DtypeName, LoadArgs, ModelArgs};
@@ -14,7 +15,8 @@ use crate::out;
 /// Rewrite a checkpoint in another type, other shards, or today's names.
 ///
 /// Checkpoints with the old tensor names get the current ones. Values stay as they are, bit for bit, unless the
-/// chosen type cannot hold them.
+/// chosen type cannot hold them. A quantised checkpoint stays so, unless a type is chosen: then its integers are
+/// multiplied out, which does not bring back the weights that they were made from.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  zamba convert -m zamba-7b --out zamba-7b-bf16 --dtype bf16 --max-shard-size 5GB"
@@ -76,11 +78,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         replace: args.force,
         ..SaveOptions::default()
     };
-    common::save(&args.out, config, &options, &mut |spec, values| {
-        values.resize(spec.len(), 0.0);
-        checkpoint
-            .read_f32(&spec.name, 0, values)
-            .with_context(|| format!("cannot load {}", folder.display()))
+    // Types are for numbers, so who chooses one wants numbers.
+    let quantization = config.quantization.filter(|_| args.dtype.is_none());
+    let config = &ZambaConfig { quantization, ..config.clone() };
+    common::save_quantised("writing", &args.out, config, &options, &mut |spec, content| {
+        let read = match spec.quantised(config) {
+            Some(format) => {
+                content.bytes.resize(format.dtype().bytes(spec.len()), 0);
+                checkpoint.read_quants(&spec.name, 0, &mut content.bytes)
+            }
+            None => checkpoint.read_whole(&spec.name, &mut content.numbers),
+        };
+        read.with_context(|| format!("cannot load {}", folder.display()))
     })?;
     let (parameters, bytes, dtype) =
         (config.parameters(), config.bytes_of_weights(dtype), dtype.torch_name());
@@ -97,7 +106,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     out::line(&format!("{name}: {} parameters in {dtype}, {size}", out::count(parameters)))
 }
 
-fn companions(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+/// The files of a folder that belong to its model beside weights and configuration.
+pub(crate) fn companions(folder: &Path) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
     let present = COMPANIONS.iter().filter(|name| folder.join(name).is_file());
     let read = |name: &&str| {
         let path = folder.join(name);

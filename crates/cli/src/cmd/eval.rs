@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use serde::Serialize;
+use zamba::Zamba;
 use zamba_data::fs::RealFs;
 use zamba_data::{Shard, input};
-use zamba_eval::{BitsPerByte, Document, bits_per_byte};
+use zamba_eval::{BitsPerByte, Divergence, Document, bits_per_byte, divergence};
 
 use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::progress::{Progress, Unit};
@@ -18,12 +19,17 @@ use crate::{interrupt, out};
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "A .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; \
-    any other file is one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json"
+    any other file is one document, and a folder holds several files.\n\nExample:\n  zamba eval -m zamba-7b --bpb held-out.jsonl --json\n  \
+    zamba eval -m zamba-7b-q4 --bpb held-out.jsonl --against zamba-7b"
 )]
 pub(crate) struct Args {
     /// Text to score: a .jsonl or text file, a folder of such files, or the prefix of a token shard.
     #[arg(long, value_name = "FILE|DIR|SHARD")]
     bpb: PathBuf,
+    /// Another model with the same tokens, such as the one that -m was quantised from: report how far the
+    /// predictions of -m are from its.
+    #[arg(long, value_name = "DIR")]
+    against: Option<PathBuf>,
     /// Longest sequence; longer documents are scored in parts [default: the longest document, at most 32768].
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     ctx: Option<u64>,
@@ -53,6 +59,8 @@ struct Report {
     words: Option<u64>,
     documents_cut: u64,
     context: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against>,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -69,16 +77,73 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let context = args.ctx.unwrap_or(longest.min(MAX_CONTEXT) as u64).min(longest as u64);
     let context = common::check_context(config, context)?;
     let model = common::load(&checkpoint, &args.device, args.load)?;
+    let other = args.against.as_deref().map(|folder| load_other(folder, args, &model)).transpose()?;
 
     let mut progress = Progress::new("scoring", tokens, Unit::Items("tokens"));
     let documents = documents.into_iter().map(Ok::<_, anyhow::Error>);
-    let sum = bits_per_byte(&model, context, documents, |scored| {
+    let step = |scored| {
         progress.add(scored);
         Ok(interrupt::check("nothing was measured")?)
-    })?;
+    };
+    let report = match &other {
+        None => {
+            let sum = bits_per_byte(&model, context, documents, step)?;
+            Report::new(&BitsPerByte { bytes, ..sum }, context)
+        }
+        Some(other) => {
+            let sum = divergence(&model, other, context, documents, step)?;
+            let report = Report::new(&BitsPerByte { bytes, ..sum.model }, context);
+            Report { against: Some(Against::new(&sum, bytes)), ..report }
+        }
+    };
     drop(progress);
-    let report = Report::new(&BitsPerByte { bytes, ..sum }, context);
     if args.json { out::json(&report) } else { out::table(&report.rows()) }
+}
+
+/// The other model, and how far ours is from it.
+#[derive(Debug, Serialize)]
+struct Against {
+    bits_per_byte: f64,
+    loss: f64,
+    kl_divergence: f64,
+    kl_divergence_max: f64,
+    same_top_token: f64,
+}
+
+impl Against {
+    fn new(sum: &Divergence, bytes: u64) -> Self {
+        let other = BitsPerByte { bytes, ..sum.against };
+        Against {
+            bits_per_byte: other.value(),
+            loss: other.loss(),
+            kl_divergence: sum.mean(),
+            kl_divergence_max: sum.kl_max,
+            same_top_token: sum.agreement(),
+        }
+    }
+
+    fn rows(&self) -> [(&'static str, String); 5] {
+        [
+            ("bits per byte of the other", format!("{:.4}", self.bits_per_byte)),
+            ("loss per token of the other", format!("{:.4}", self.loss)),
+            ("KL divergence per token", format!("{:.6} nats", self.kl_divergence)),
+            ("largest KL divergence", format!("{:.4} nats", self.kl_divergence_max)),
+            ("same most likely token", format!("{:.2} %", 100.0 * self.same_top_token)),
+        ]
+    }
+}
+
+/// The model to compare with, if its tokens are those of `model`.
+fn load_other(folder: &Path, args: &Args, model: &Zamba) -> anyhow::Result<Zamba> {
+    let checkpoint = common::open(folder)?;
+    let (other, ours) = (checkpoint.config.vocab_size, model.config.vocab_size);
+    if other != ours {
+        bail!(
+            "{} has {other} tokens and the model has {ours}: their predictions cannot be compared",
+            folder.display()
+        );
+    }
+    common::load(&checkpoint, &args.device)
 }
 
 impl Report {
@@ -95,12 +160,13 @@ impl Report {
             words,
             documents_cut: sum.cut,
             context,
+            against: None,
         }
     }
 
     fn rows(&self) -> Vec<(&'static str, String)> {
         let known = |value: Option<String>| value.unwrap_or_else(|| "unknown".to_owned());
-        vec![
+        let mut rows = vec![
             ("bits per byte", format!("{:.4}", self.bits_per_byte)),
             ("byte perplexity", format!("{:.4}", self.byte_perplexity)),
             ("word perplexity", known(self.word_perplexity.map(|p| format!("{p:.2}")))),
@@ -110,12 +176,14 @@ impl Report {
             ("tokens", out::count(self.tokens)),
             ("bytes", out::count(self.bytes)),
             ("words", known(self.words.map(out::count))),
-        ]
+        ];
+        rows.extend(self.against.iter().flat_map(Against::rows));
+        rows
     }
 }
 
-/// The documents at `path` and the bytes of text that they were made from.
-fn documents(path: &Path, model: &Path, vocab: usize) -> anyhow::Result<(Vec<Document>, u64)> {
+/// The documents at `path`, as tokens of the model in the folder `model`, and the bytes of text that they were made from.
+pub(crate) fn documents(path: &Path, model: &Path, vocab: usize) -> anyhow::Result<(Vec<Document>, u64)> {
     let prefix = if path.extension().is_some_and(|e| e == "idx" || e == "bin") {
         path.with_extension("")
     } else {

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use serde::Serialize;
 use zamba::checkpoint::{LoadOptions, Verify};
+use zamba::config::QuantFormat;
 
 use crate::common::{self, DeviceArgs, ModelArgs};
 use crate::cost::Cost;
@@ -35,6 +36,7 @@ struct Info {
     vocab_size: usize,
     max_position_embeddings: usize,
     dtype: &'static str,
+    quantization: Option<&'static str>,
     tokenizer: bool,
     bytes_of_file: u64,
     bytes_of_weights: u64,
@@ -67,6 +69,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         vocab_size: config.vocab_size,
         max_position_embeddings: config.max_position_embeddings,
         dtype: config.dtype.torch_name(),
+        quantization: config.quantization.map(QuantFormat::name),
         tokenizer: folder.join("tokenizer.json").exists(),
         bytes_of_file: checkpoint.total_bytes(),
         bytes_of_weights: cost.weights,
@@ -89,6 +92,10 @@ impl Info {
     fn rows(&self) -> Vec<(&'static str, String)> {
         let hybrid: Vec<_> = self.hybrid_layers.iter().map(usize::to_string).collect();
         let hybrid = if hybrid.is_empty() { "none".to_owned() } else { hybrid.join(" ") };
+        let stored = match self.quantization {
+            Some(format) => format!("{format} and {}", self.dtype),
+            None => self.dtype.to_owned(),
+        };
         vec![
             ("model", self.model.clone()),
             ("parameters", out::count(self.parameters)),
@@ -97,7 +104,7 @@ impl Info {
             ("hidden size", self.hidden_size.to_string()),
             ("vocabulary", out::count(self.vocab_size as u64)),
             ("context", format!("{} tokens", out::count(self.context))),
-            ("stored as", format!("{}, {}", self.dtype, out::bytes(self.bytes_of_file))),
+            ("stored as", format!("{stored}, {}", out::bytes(self.bytes_of_file))),
             ("tokenizer", if self.tokenizer { "yes" } else { "no" }.to_owned()),
             ("weights in memory", out::bytes(self.bytes_of_weights)),
             ("weights read per token", out::bytes(self.bytes_of_weights_read_per_token)),

@@ -52,6 +52,9 @@ struct Made<'a> {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = config(&args.config)?;
+    if config.quantization.is_some() {
+        bail!("--config asks for quantised weights; make plain ones and quantise them with `zamba quantize`");
+    }
     let dtype = args.dtype.map_or(config.dtype, FileDtype::from);
     let files = args.tokenizer.as_deref().map(|path| tokenizer(path, config.vocab_size)).transpose()?;
     let bytes = config.bytes_of_weights(dtype);

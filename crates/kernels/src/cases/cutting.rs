@@ -184,5 +184,5 @@ pub fn check_cutting(dev: &dyn Device) -> Result<(), String> {
             }
         }
     }
-    Ok(())
+    super::quant::check_cutting(dev)
 }

@@ -24,6 +24,7 @@ mod loss;
 mod norm;
 mod numbers;
 mod optim;
+mod quant;
 mod rng;
 mod rows;
 mod scan;
@@ -74,8 +75,9 @@ impl Case {
 
 /// All cases of all kernels.
 pub fn all() -> Vec<Case> {
-    let lists: [Vec<Box<dyn Checks>>; 9] = [
+    let lists: [Vec<Box<dyn Checks>>; 10] = [
         linear::cases(),
+        quant::cases(),
         norm::cases(),
         conv::cases(),
         scan::cases(),

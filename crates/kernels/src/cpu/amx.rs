@@ -116,11 +116,6 @@ impl Tiles {
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack)) };
         Tiles { columns, thread: PhantomData }
     }
-
-    /// Columns of tiles B and C.
-    pub(super) fn columns(&self) -> usize {
-        self.columns
-    }
 }
 
 impl Drop for Tiles {
@@ -152,11 +147,6 @@ impl<'a, T> A<'a, T> {
     /// Tiles that lie one after the other, `steps` of them per 16 rows, each of `row_step` elements a row.
     pub(super) fn packed(x: &'a [T], steps: usize, row_step: usize) -> Self {
         A { x, row: row_step, step: SIDE * row_step, tile: steps * SIDE * row_step }
-    }
-
-    /// The same, from step `step` on.
-    pub(super) fn from_step(self, step: usize) -> Self {
-        A { x: &self.x[step * self.step..], ..self }
     }
 
     /// The last element that `tiles` tiles and `steps` steps of `width` elements read, plus one.
@@ -453,11 +443,6 @@ product!(
     /// Products of `M` tiles of A and `N` of B, in bf16 with sums in f32, over `steps` steps of [`STEP`].
     product_bf16, raw_bf16, bf16, bf16, f32, "tdpbf16ps"
 );
-product!(
-    /// Products of `M` tiles of signed A and `N` of unsigned B, exact, over `steps` steps of [`STEP_I8`].
-    product_i8_u8, raw_i8_u8, i8, u8, i32, "tdpbsud"
-);
-
 impl Tiles {
     /// As [`Tiles::product_bf16`] for tiles of B and C that may lie apart.
     ///
@@ -484,6 +469,45 @@ impl Tiles {
         // SAFETY: each tile of C is `size` numbers and one of B twice as many, and all tiles lie within their
         // slices, as asserted above.
         unsafe { self.raw_bf16::<M, N>(c, start, a, b, steps, ahead) }
+    }
+
+    /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products.
+    /// Calls with `ODD` and without use different tiles, so that they need not wait for one another.
+    ///
+    /// # Panics
+    /// If A is too short or the tiles are not whole.
+    #[inline(always)]
+    pub(super) fn group_i8<const ODD: bool>(
+        &self,
+        c: &mut [[i32; SIDE]; SIDE],
+        a: &[i8],
+        stride: usize,
+        b: &[u8; SIDE * 64],
+    ) {
+        assert!(self.columns == SIDE && (SIDE - 1) * stride + STEP_I8 <= a.len(), "tile of A");
+        let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+        macro_rules! step {
+            ($c:literal, $a:literal, $b:literal) => {
+                asm!(
+                    concat!("tilezero tmm", $c),
+                    concat!("tileloadd tmm", $b, ", [{b} + {row}]"),
+                    concat!("tileloadd tmm", $a, ", [{a} + {stride}]"),
+                    concat!("tdpbssd tmm", $c, ", tmm", $a, ", tmm", $b),
+                    concat!("tilestored [{c} + {row}], tmm", $c),
+                    a = in(reg) a, b = in(reg) b, c = in(reg) c, stride = in(reg) stride, row = in(reg) 64usize,
+                    options(nostack),
+                )
+            };
+        }
+        // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted. Rows of A lie in its
+        // slice as asserted; B and C are whole tiles.
+        unsafe {
+            if ODD {
+                step!("1", "5", "7");
+            } else {
+                step!("0", "4", "6");
+            }
+        }
     }
 
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point

@@ -35,6 +35,7 @@ pub(super) fn linear_dx(cpu: &Cpu, dx: &mut Buf, dy: &Buf, a: Linear) {
             cpu.isa.amx().into_iter().for_each(|amx| tile_gradient::linear_dx(cpu, amx, dx, dy, &a));
         }
         Dtype::Bf16 => dx_typed::<bf16>(cpu, dx, dy.f32(), a.w.buf.bf16(), &a),
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
 }
 
@@ -74,6 +75,7 @@ pub(super) fn linear_dw(
             cpu.isa.amx().into_iter().for_each(|amx| tile_gradient::linear_dw(cpu, amx, dw, dy, &a));
         }
         Dtype::Bf16 => dw_typed::<bf16>(cpu, dw, dy.f32(), &a),
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
     if let Some(at) = bias_at {
         norm::column_sums(cpu, &mut dw_flat[at..][..a.groups * a.o], dy.f32());

@@ -8,9 +8,12 @@ use std::fmt;
 
 #[cfg(target_arch = "x86_64")]
 use super::amx::Amx;
+use super::int::IntOp;
 use super::tier::{Op, Scalar};
 #[cfg(target_arch = "x86_64")]
 use super::x86::{Avx2, Avx512};
+#[cfg(target_arch = "x86_64")]
+use super::x86_int::Vnni;
 
 /// A set of instructions that this machine has.
 ///
@@ -51,7 +54,9 @@ impl Level {
 
     #[cfg(target_arch = "x86_64")]
     fn found(self) -> bool {
-        let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+        let avx2 = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
         match self {
             Level::Scalar => true,
             Level::Avx2 => avx2,
@@ -121,6 +126,47 @@ impl Isa {
             _ => op.eval::<Scalar>(),
         }
     }
+
+    /// Runs `op` on integers compiled for this tier.
+    #[inline]
+    pub(super) fn run_int<O: IntOp>(self, op: O) -> O::Out {
+        match self.0 {
+            Level::Scalar => op.eval::<Scalar>(),
+            // SAFETY: as in `run`.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { int_avx2(op) },
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 | Level::Amx => {
+                if is_x86_feature_detected!("avx512vnni") {
+                    // SAFETY: as in `run`, and the one feature more was found just now.
+                    unsafe { int_vnni(op) }
+                } else {
+                    // SAFETY: as in `run`.
+                    unsafe { int_avx512(op) }
+                }
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => op.eval::<Scalar>(),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn int_avx2<O: IntOp>(op: O) -> O::Out {
+    op.eval::<Avx2>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")]
+fn int_avx512<O: IntOp>(op: O) -> O::Out {
+    op.eval::<Avx512>()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+fn int_vnni<O: IntOp>(op: O) -> O::Out {
+    op.eval::<Vnni>()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -143,7 +189,10 @@ impl fmt::Display for Isa {
 
 #[cfg(test)]
 mod tests {
+    use super::super::int::IntTier;
+    use super::super::tier::V;
     use super::*;
+    use crate::quant::{GROUP, LINE};
 
     #[test]
     fn names_and_display_agree() {
@@ -158,6 +207,55 @@ mod tests {
     fn unknown_names_list_the_known_ones() {
         let message = Isa::named("sse9").unwrap_err().to_string();
         assert!(message.contains("sse9") && Isa::NAMES.iter().all(|n| message.contains(n)), "{message}");
+    }
+
+    /// Dot products of many lines with activations, as floats, and quantised activations.
+    struct Dots;
+
+    impl IntOp for Dots {
+        type Out = Vec<f32>;
+        #[inline(always)]
+        fn eval<S: IntTier>(self) -> Vec<f32> {
+            let mut out = vec![];
+            for seed in 0..100 {
+                let (mut bytes, mut x) = ([0; LINE], [0.0; GROUP]);
+                for j in 0..64 {
+                    // Never 0, as in a file, and often the extremes.
+                    bytes[j] = ((j * 37 + seed * 101) % 300).clamp(1, 255) as u8;
+                    x[j] = ((j * 29 + seed * 53) % 100) as f32 - 50.5;
+                }
+                let mut q = [0; GROUP];
+                let (scale, sum) = S::quantise(&x, &mut q);
+                out.extend([scale, sum as f32]);
+                out.extend(q.map(f32::from));
+                let q = [q[seed % 60], -127, 127, q[1]];
+                let total: i32 = q.iter().map(|q| i32::from(*q)).sum();
+                let start = if S::SIGNED_8 { 0 } else { -128 * total };
+                let (low, high) = S::lines4(&bytes);
+                let sums = [
+                    S::dot8(S::start(start), S::line8(&bytes), q),
+                    S::dot4(S::start(1), low, q),
+                    S::dot4(S::start(2), high, q),
+                ];
+                for sum in sums {
+                    out.extend(V::<S::F>::wrap(S::float(sum)).lanes());
+                }
+            }
+            out
+        }
+    }
+
+    #[test]
+    fn integers_are_the_same_on_every_tier() {
+        let want = Isa(Level::Scalar).run_int(Dots);
+        for isa in Isa::available() {
+            assert!(isa.run_int(Dots) == want, "{isa}");
+        }
+        #[cfg(target_arch = "x86_64")]
+        if Level::Avx512.found() {
+            // SAFETY: the features were found. This is what a machine without VNNI runs.
+            assert!(unsafe { int_avx512(Dots) } == want, "avx512 without vnni");
+        }
     }
 
     #[test]

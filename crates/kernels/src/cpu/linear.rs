@@ -8,7 +8,7 @@ use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, Weight};
 #[cfg(target_arch = "x86_64")]
 use super::tile_linear;
-use super::{Cpu, scratch};
+use super::{Cpu, quant, scratch};
 use crate::{Buf, Dtype, Linear, round_bf16};
 
 /// Elements of `in` per pass: the rows of weights of a tile, 16 KiB, stay in L1 while tokens go by.
@@ -47,6 +47,7 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
                 forward(cpu, y.f32_mut(), a.w.buf.bf16(), input, &a);
             });
         }
+        Dtype::Q8 | Dtype::Q4 => quant::linear(cpu, y, a),
     }
 }
 

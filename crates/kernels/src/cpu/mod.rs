@@ -15,6 +15,7 @@ mod attention;
 mod attention_bwd;
 mod conv;
 mod gemm;
+mod int;
 mod isa;
 mod kv;
 mod limits;
@@ -26,6 +27,8 @@ mod optim;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 mod pool;
+mod quant;
+mod quantise;
 mod rows;
 mod scan;
 mod scan_bwd;
@@ -41,7 +44,11 @@ mod tile_gradient;
 #[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
+mod tile_quant;
+#[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_int;
 
 use self::pool::Pool;
 use self::split::{Runs, Split};
@@ -52,6 +59,7 @@ use crate::{
 
 pub use self::isa::{Isa, IsaError};
 pub use self::limits::Unit;
+pub use self::quantise::QuantError;
 
 /// Elements per chunk of kernels that do little with each. Less work than this runs on the calling thread:
 /// calling another costs more.
@@ -241,6 +249,7 @@ impl Device for Cpu {
         match dtype {
             Dtype::F32 => rows * kv * p,
             Dtype::Bf16 => kv::Shape { kv, p }.len(rows),
+            Dtype::Q8 | Dtype::Q4 => panic!("a token cache is not quantised"),
         }
     }
 
@@ -254,6 +263,7 @@ impl Device for Cpu {
                 rows::cache_rows(values, a.v, &a);
             }
             Dtype::Bf16 => kv::cache_rows(self, keys, values, a),
+            Dtype::Q8 | Dtype::Q4 => panic!("a token cache is not quantised"),
         }
     }
 

@@ -25,6 +25,7 @@ pub(super) fn adamw(cpu: &Cpu, p: AdamWBufs, at: usize, len: usize, c: AdamW) {
             let parts = (state, Runs::new(p.stored.bf16_mut(), block));
             cpu.split(len, parts, |_, (state, stored)| cpu.isa.run(Step { state, stored, c }));
         }
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights are not trained"),
     }
 }
 

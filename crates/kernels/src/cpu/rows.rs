@@ -73,6 +73,7 @@ pub(super) fn upload(cpu: &Cpu, y: &mut Buf, at: usize, x: &[f32]) {
     match y.dtype() {
         Dtype::F32 => y.f32_mut()[at..][..x.len()].copy_from_slice(x),
         Dtype::Bf16 => convert(cpu, &mut y.bf16_mut()[at..][..x.len()], x),
+        Dtype::Q8 | Dtype::Q4 => panic!("{y:?} takes bytes"),
     }
 }
 
@@ -84,6 +85,7 @@ pub(super) fn download(cpu: &Cpu, y: &mut [f32], x: &Buf, at: usize) {
             let x = &x.bf16()[at..][..y.len()];
             convert(cpu, y, x);
         }
+        Dtype::Q8 | Dtype::Q4 => panic!("{x:?} gives bytes"),
     }
 }
 
@@ -96,6 +98,7 @@ pub(super) fn copy(cpu: &Cpu, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, le
         (Dtype::Bf16, Dtype::Bf16) => {
             y.bf16_mut()[y_at..][..len].copy_from_slice(&x.bf16()[x_at..][..len]);
         }
+        _ => panic!("groups of {x:?} cannot be copied to {y:?}"),
     }
 }
 
@@ -104,6 +107,7 @@ pub(super) fn fill(cpu: &Cpu, y: &mut Buf, value: f32) {
     match y.dtype() {
         Dtype::F32 => cpu.split(y.len(), Runs::new(y.f32_mut(), GRAIN), |_, y: &mut [f32]| y.fill(value)),
         Dtype::Bf16 => y.bf16_mut().fill(bf16::put(value)),
+        Dtype::Q8 | Dtype::Q4 => panic!("{y:?} takes bytes"),
     }
 }
 
@@ -210,6 +214,7 @@ pub(super) fn embed(cpu: &Cpu, y: &mut Buf, tokens: &[u32], w: &Mat) {
                 cpu.isa.run(Convert(y, x));
             });
         }
+        Dtype::Q8 | Dtype::Q4 => panic!("a quantised matrix cannot be read by rows"),
     }
 }
 

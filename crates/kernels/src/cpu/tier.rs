@@ -223,6 +223,11 @@ impl<S: Tier> V<S> {
     }
 
     #[inline(always)]
+    pub(super) fn wrap(v: S::V) -> Self {
+        V(v)
+    }
+
+    #[inline(always)]
     pub(super) fn splat(x: f32) -> Self {
         V(S::splat(x))
     }

@@ -1,6 +1,7 @@
 //! Linear maps over column blocks.
 
 use super::real::{Real, zeros};
+use crate::quant::{Activations, GROUP, Quants, ROWS};
 use crate::{Dtype, Linear};
 
 impl Linear<'_> {
@@ -19,6 +20,8 @@ impl Linear<'_> {
         let last = self.x_at + (self.groups - 1) * self.x_group + self.i;
         assert!(last <= self.x_stride, "columns ..{last} of x rows of {}", self.x_stride);
         assert!(self.bias.is_none_or(|b| b.len() == self.groups * self.o), "length of bias");
+        let whole = !self.w.dtype().is_quantised() || self.o.is_multiple_of(ROWS);
+        assert!(whole, "a block of quantised rows crosses groups");
     }
 }
 
@@ -27,6 +30,7 @@ fn operands<R: Real>(a: &Linear, x: &[R]) -> Vec<R> {
     match a.w.dtype() {
         Dtype::F32 => x.to_vec(),
         Dtype::Bf16 => x.iter().map(|v| v.to_bf16()).collect(),
+        Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
 }
 
@@ -44,6 +48,32 @@ pub(crate) fn linear<R: Real>(a: &Linear, x: &[R], w: &[R], bias: Option<&[R]>) 
                 sum += bias[row];
             }
             y.push(sum);
+        }
+    }
+    y
+}
+
+/// A linear map with quantised weights, see [`mod@crate::quant`].
+pub(crate) fn quantised<R: Real>(a: &Linear, x: &[R], w: &Quants, bias: Option<&[R]>) -> Vec<R> {
+    let blocks = a.i / GROUP;
+    let mut y = Vec::with_capacity(a.t * a.groups * a.o);
+    for t in 0..a.t {
+        for g in 0..a.groups {
+            let x: Vec<f32> = (0..a.i).map(|i| x[a.x_index(t, g, i)].value() as f32).collect();
+            let x: Vec<_> = x.as_chunks().0.iter().map(Activations::of).collect();
+            for row in g * a.o..(g + 1) * a.o {
+                let mut sum = R::of(0.0);
+                for (block, x) in x.iter().enumerate() {
+                    let q = &w.q[row * a.i + block * GROUP..][..GROUP];
+                    let products = q.iter().zip(&x.q).map(|(w, x)| i32::from(*w) * i32::from(*x));
+                    let scale = R::of(w.scales[row * blocks + block].into()) * R::of(x.scale.into());
+                    sum += R::of(products.sum::<i32>().into()) * scale;
+                }
+                if let Some(bias) = bias {
+                    sum += bias[row];
+                }
+                y.push(sum);
+            }
         }
     }
     y

@@ -19,7 +19,7 @@ use half::bf16;
 
 use crate::{
     Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
-    Scan, ScanAt, ScanGrads, Span,
+    Scan, ScanAt, ScanGrads, Span, quant,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -36,11 +36,18 @@ impl Reference {
     }
 }
 
+/// # Panics
+/// If the weights are quantised.
+fn refuse_gradients(a: &Linear) {
+    assert!(!a.w.dtype().is_quantised(), "quantised weights have no gradients");
+}
+
 /// All elements of `x` in f64.
 pub(crate) fn read(x: &Buf) -> Vec<f64> {
     match x.dtype() {
         Dtype::F32 => x.f32().iter().map(|&v| f64::from(v)).collect(),
         Dtype::Bf16 => x.bf16().iter().map(|&v| f64::from(v.to_f32())).collect(),
+        Dtype::Q8 | Dtype::Q4 => panic!("{x:?} holds no numbers but groups"),
     }
 }
 
@@ -140,6 +147,7 @@ impl Device for Reference {
                     *y = bf16::from_f32(x);
                 }
             }
+            Dtype::Q8 | Dtype::Q4 => panic!("{y:?} takes bytes"),
         }
     }
 
@@ -152,6 +160,7 @@ impl Device for Reference {
                     *y = x.to_f32();
                 }
             }
+            Dtype::Q8 | Dtype::Q4 => panic!("{x:?} gives bytes"),
         }
     }
 
@@ -219,16 +228,23 @@ impl Device for Reference {
     fn linear(&self, y: &mut Buf, a: Linear) {
         a.check();
         let bias = a.bias.map(read);
+        let dtype = a.w.dtype();
+        if dtype.is_quantised() {
+            let w = quant::unpack(dtype, a.w.rows(), a.w.cols(), a.w.buf.as_bytes());
+            return store(y, &linear::quantised(&a, &read(a.x), &w, bias.as_deref()));
+        }
         store(y, &linear::linear(&a, &read(a.x), &read(&a.w.buf), bias.as_deref()));
     }
 
     fn linear_dx(&self, dx: &mut Buf, dy: &Buf, a: Linear) {
         a.check();
+        refuse_gradients(&a);
         add_all(dx, &linear::linear_dx(&a, &read(dy), &read(&a.w.buf)));
     }
 
     fn linear_dw(&self, dw_flat: &mut Buf, w_at: usize, bias_at: Option<usize>, dy: &Buf, a: Linear) {
         a.check();
+        refuse_gradients(&a);
         let (dw, dbias) = linear::linear_dw(&a, &read(dy), &read(a.x));
         add_at(dw_flat, w_at, &dw);
         if let Some(at) = bias_at {

@@ -4,8 +4,13 @@ use half::{bf16, f16};
 
 use crate::config::FileDtype;
 
+const QUANTISED: &str = "bytes of a quantised matrix are no numbers by themselves";
+
 /// Widens little-endian numbers of `dtype` to f32; exact for every value. `bytes` holds
 /// `out.len() * dtype.size()` bytes, at any alignment.
+///
+/// # Panics
+/// For bytes of quantised matrices, which are no numbers by themselves.
 pub fn widen(dtype: FileDtype, bytes: &[u8], out: &mut [f32]) {
     match dtype {
         FileDtype::F32 => {
@@ -23,11 +28,15 @@ pub fn widen(dtype: FileDtype, bytes: &[u8], out: &mut [f32]) {
                 *to = f32::from_bits(u32::from(u16::from_le_bytes(*from)) << 16);
             }
         }
+        FileDtype::U8 => panic!("{QUANTISED}"),
     }
 }
 
 /// Rounds f32 to little-endian numbers of `dtype`, to nearest and ties to even, and appends them to
 /// `out`. Exact for every value that came from that type.
+///
+/// # Panics
+/// For bytes of quantised matrices.
 pub fn narrow(dtype: FileDtype, values: &[f32], out: &mut Vec<u8>) {
     out.reserve(values.len() * dtype.size());
     match dtype {
@@ -36,6 +45,7 @@ pub fn narrow(dtype: FileDtype, values: &[f32], out: &mut Vec<u8>) {
         FileDtype::Bf16 => {
             values.iter().for_each(|x| out.extend_from_slice(&bf16::from_f32(*x).to_le_bytes()))
         }
+        FileDtype::U8 => panic!("{QUANTISED}"),
     }
 }
 

@@ -350,6 +350,46 @@ pub enum LoadError {
         /// Shape of the configuration.
         expected: Vec<usize>,
     },
+    /// A tensor is stored in another way than the configuration says.
+    #[error("tensor `{tensor}` is stored as {found} and config.json says {expected}")]
+    Storage {
+        /// The tensor.
+        tensor: String,
+        /// How it is stored.
+        found: &'static str,
+        /// What the configuration says.
+        expected: &'static str,
+    },
+    /// The integers of a quantised tensor have no scales.
+    #[error("tensor `{tensor}` has `.q` and no `.scale`; quantise the original checkpoint again")]
+    NoScales {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor is there both quantised and not.
+    #[error("tensors `{first}` and `{second}` are one tensor of the model, stored in two ways")]
+    Twofold {
+        /// The plain one.
+        first: String,
+        /// The quantised one.
+        second: String,
+    },
+    /// A quantised tensor holds what no quantiser writes.
+    #[error("tensor `{tensor}` holds {what} at {at}; the checkpoint is damaged")]
+    BadQuant {
+        /// The tensor in the file.
+        tensor: String,
+        /// What it holds.
+        what: &'static str,
+        /// Index of the first.
+        at: usize,
+    },
+    /// Numbers of a quantised tensor were asked for one by one.
+    #[error("tensor `{tensor}` is quantised and can only be read as a whole")]
+    Whole {
+        /// The tensor.
+        tensor: String,
+    },
     /// Two copies of one shared tensor hold different numbers.
     #[error("tensors `{first}` and `{second}` must be equal, because the model shares them, and are not")]
     TiedDiffer {

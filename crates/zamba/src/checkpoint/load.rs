@@ -29,8 +29,8 @@ pub enum Weights {
 }
 
 impl Zamba {
-    /// Loads the weights of `checkpoint`. Matrices are stored as `format`, by default as in the file,
-    /// where f16 becomes f32. `progress` receives the bytes of weights read so far.
+    /// Loads the weights of `checkpoint`. Quantised matrices stay as they are; others are stored as `format`, by
+    /// default as in the file, where f16 becomes f32. `progress` receives the bytes of weights read so far.
     ///
     /// # Errors
     /// If a tensor cannot be read or holds values that are not finite.
@@ -43,7 +43,7 @@ impl Zamba {
     ) -> Result<Self, LoadError> {
         let format = format.unwrap_or(match checkpoint.config.dtype {
             FileDtype::Bf16 => Dtype::Bf16,
-            FileDtype::F16 | FileDtype::F32 => Dtype::F32,
+            FileDtype::F16 | FileDtype::F32 | FileDtype::U8 => Dtype::F32,
         });
         let maps = match weights {
             Weights::Copy => vec![],
@@ -61,7 +61,7 @@ impl Zamba {
                 }
                 None => source.read(&*d, buf)?,
             }
-            done += place.bytes as u64;
+            done += place.total() as u64;
             progress(done);
             Ok(())
         })
@@ -88,7 +88,7 @@ impl Source<'_> {
         let same = match self.place.dtype {
             FileDtype::F32 => dtype == Dtype::F32,
             FileDtype::Bf16 => dtype == Dtype::Bf16,
-            FileDtype::F16 => false,
+            FileDtype::F16 | FileDtype::U8 => false,
         };
         // Those that stand in exponentials have limits of their own.
         same && !matches!(self.spec.kind, TensorKind::ALog | TensorKind::DtBias)
@@ -102,7 +102,9 @@ impl Source<'_> {
             for (index, block) in piece.chunks_mut(BLOCK).enumerate() {
                 let at = at + index * BLOCK;
                 faults.note(at, || {
-                    if self.is_plain(dtype) {
+                    if dtype.is_quantised() {
+                        self.checkpoint.read_quants(&self.spec.name, at, block)
+                    } else if self.is_plain(dtype) {
                         self.checkpoint.files[self.place.file]
                             .read_at(self.place.begin + at as u64, block)?;
                         self.check_plain(at, block)
@@ -141,6 +143,7 @@ impl Source<'_> {
         let stored = match dtype {
             Dtype::F32 => FileDtype::F32,
             Dtype::Bf16 => FileDtype::Bf16,
+            Dtype::Q8 | Dtype::Q4 => unreachable!("quantised tensors are read as they are"),
         };
         let mut bytes = Vec::new();
         narrow(stored, &values, &mut bytes);
@@ -164,6 +167,7 @@ fn all_finite(dtype: FileDtype, bytes: &[u8]) -> bool {
         }
         FileDtype::Bf16 => sixteen(0x7f80, 0x80),
         FileDtype::F16 => sixteen(0x7c00, 0x400),
+        FileDtype::U8 => true,
     }
 }
 

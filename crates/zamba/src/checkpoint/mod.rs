@@ -16,6 +16,7 @@ mod index;
 mod layout;
 mod load;
 pub mod manifest;
+mod quantised;
 pub mod safetensors;
 pub mod save;
 pub mod write;
@@ -26,11 +27,12 @@ use std::path::{Path, PathBuf};
 pub use self::convert::{narrow, widen};
 pub use self::error::LoadError;
 pub use self::load::Weights;
-pub use self::save::{SaveOptions, save_folder};
+pub use self::save::{Content, SaveOptions, save_folder, save_quantised};
 pub use self::write::WriteError;
 pub use crate::config::FileDtype;
 
 use self::file::{Folder, OpenFile};
+use self::quantised::{Found, Scales};
 use self::safetensors::Entry;
 use crate::config::ZambaConfig;
 use crate::spec::{TensorKind, TensorSpec, tensors};
@@ -102,6 +104,15 @@ struct Located {
     begin: u64,
     bytes: usize,
     dtype: FileDtype,
+    /// If the tensor is quantised.
+    scales: Option<Scales>,
+}
+
+impl Located {
+    /// Bytes of the tensor, with its scales.
+    fn total(&self) -> usize {
+        self.bytes + self.scales.as_ref().map_or(0, |scales| scales.bytes)
+    }
 }
 
 impl Checkpoint {
@@ -126,6 +137,7 @@ impl Checkpoint {
         }
         let (mut config, dtype_stated) = ZambaConfig::from_json_with_dtype(&config_file.text(CONFIG_LIMIT)?)?;
         let found = tensors_of(&files, index.as_ref())?;
+        let found = quantised::join(found, config.quantization.is_some(), &files)?;
         let specs = tensors(&config);
         let located = locate(&config, &specs, &found, &files)?;
         if !dtype_stated && let Some(embedding) = located.first() {
@@ -154,10 +166,10 @@ impl Checkpoint {
 
     /// Bytes of all weights as stored, shared tensors once.
     pub fn total_bytes(&self) -> u64 {
-        self.located.iter().map(|tensor| tensor.bytes as u64).sum()
+        self.located.iter().map(|tensor| tensor.total() as u64).sum()
     }
 
-    /// How the file stores the tensor called `name` in [`specs`](Self::specs).
+    /// How the file stores the tensor called `name` in [`specs`](Self::specs); bytes if it is quantised.
     ///
     /// # Panics
     /// If the model has no such tensor.
@@ -169,7 +181,7 @@ impl Checkpoint {
     pub fn exceptions(&self) -> HashMap<String, FileDtype> {
         let stored = self.specs.iter().zip(&self.located);
         stored
-            .filter(|(_, place)| place.dtype != self.config.dtype)
+            .filter(|(_, place)| place.scales.is_none() && place.dtype != self.config.dtype)
             .map(|(spec, place)| (spec.name.clone(), place.dtype))
             .collect()
     }
@@ -177,10 +189,13 @@ impl Checkpoint {
     /// Reads numbers `at .. at + out.len()` of a tensor, widened exactly from however they are stored.
     ///
     /// # Errors
-    /// If the range or name is wrong, the file was changed since it was opened, or, unless the options
-    /// allow it, a value is not finite or beyond what the model's exponentials can take.
+    /// If the range or name is wrong, the tensor is quantised, the file was changed since it was opened, or,
+    /// unless the options allow it, a value is not finite or beyond what the model's exponentials can take.
     pub fn read_f32(&self, name: &str, at: usize, out: &mut [f32]) -> Result<(), LoadError> {
         let (spec, place) = self.find(name)?;
+        if place.scales.is_some() {
+            return Err(LoadError::Whole { tensor: name.to_owned() });
+        }
         let size = place.dtype.size();
         check_range(name, place.bytes / size, at, out.len())?;
         let mut bytes = vec![0; CHUNK.min(out.len() * size)];
@@ -192,6 +207,48 @@ impl Checkpoint {
             begin += bytes.len() as u64;
         }
         if self.allow_nonfinite { Ok(()) } else { check_values(spec, at, out) }
+    }
+
+    /// Reads the numbers of a tensor, whatever it is stored as, into `out`; quantised ones are multiplied out.
+    ///
+    /// # Errors
+    /// As [`read_f32`](Self::read_f32) and [`read_quants`](Self::read_quants).
+    pub fn read_whole(&self, name: &str, out: &mut Vec<f32>) -> Result<(), LoadError> {
+        let (spec, place) = self.find(name)?;
+        out.resize(spec.len(), 0.0);
+        let Some(format) = self.config.quantization.filter(|_| place.scales.is_some()) else {
+            return self.read_f32(name, 0, out);
+        };
+        let mut bytes = vec![0; place.total()];
+        self.read_quants(name, 0, &mut bytes)?;
+        let (rows, cols) = spec.rows_cols();
+        zamba_kernels::quant::widen(format.dtype(), rows, cols, &bytes, out);
+        Ok(())
+    }
+
+    /// Reads bytes `at .. at + out.len()` of a quantised tensor, as they are to lie in memory: integers, then
+    /// scales.
+    ///
+    /// # Errors
+    /// If the range or name is wrong, the tensor is not quantised, the file was changed since it was opened,
+    /// or, unless the options allow it, the bytes are none that a quantiser writes.
+    pub fn read_quants(&self, name: &str, at: usize, out: &mut [u8]) -> Result<(), LoadError> {
+        let (_, place) = self.find(name)?;
+        let (Some(format), Some(scales)) = (self.config.quantization, &place.scales) else {
+            let (found, expected) = (place.dtype.safetensors_name(), "quantised");
+            return Err(LoadError::Storage { tensor: name.to_owned(), found, expected });
+        };
+        check_range(name, place.total(), at, out.len())?;
+        let quants = out.len().min(place.bytes.saturating_sub(at));
+        let (quants, rest) = out.split_at_mut(quants);
+        self.files[place.file].read_at(place.begin + at as u64, quants)?;
+        let from = (at + quants.len()).saturating_sub(place.bytes);
+        self.files[scales.file].read_at(scales.begin + from as u64, rest)?;
+        if self.allow_nonfinite {
+            return Ok(());
+        }
+        quantised::check_quants(format, name, at, quants)?;
+        quantised::check_scales(name, from, rest)
     }
 
     /// Reads bytes `at .. at + out.len()` of a tensor as they are stored, for copies that keep every
@@ -305,15 +362,15 @@ fn tensors_of(
 fn locate(
     config: &ZambaConfig,
     specs: &[TensorSpec],
-    found: &BTreeMap<String, (usize, Entry)>,
+    found: &BTreeMap<String, Found>,
     files: &[OpenFile],
 ) -> Result<Vec<Located>, LoadError> {
     let places = layout::places(config, specs, found)?;
     let mut located = Vec::with_capacity(specs.len());
     for (spec, place) in specs.iter().zip(places) {
-        let first = checked(spec, &place.name, found)?;
+        let first = checked(config, spec, &place.name, found)?;
         for copy in &place.copies {
-            let other = checked(spec, copy, found)?;
+            let other = checked(config, spec, copy, found)?;
             if first.dtype != other.dtype || !same_bytes(files, &first, &other)? {
                 return Err(LoadError::TiedDiffer { first: first.name, second: other.name });
             }
@@ -324,29 +381,48 @@ fn locate(
 }
 
 fn checked(
+    config: &ZambaConfig,
     spec: &TensorSpec,
     name: &str,
-    found: &BTreeMap<String, (usize, Entry)>,
+    found: &BTreeMap<String, Found>,
 ) -> Result<Located, LoadError> {
-    let Some((file, entry)) = found.get(name) else {
+    let Some(found) = found.get(name) else {
         return Err(LoadError::NoSuchTensor { tensor: name.to_owned() });
     };
+    if let Some(format) = spec.quantised(config) {
+        return quantised::checked(spec, format, name, found);
+    }
+    if found.scales.is_some() {
+        let (found, expected) = ("bytes", config.dtype.safetensors_name());
+        return Err(LoadError::Storage { tensor: name.to_owned(), found, expected });
+    }
+    let (file, entry) = (found.file, &found.entry);
     if !entry.shape.iter().copied().eq(spec.shape.iter().map(|n| *n as u64)) {
         let (found, expected) = (entry.shape.clone(), spec.shape.clone());
         return Err(LoadError::Shape { tensor: name.to_owned(), found, expected });
     }
     let bytes = (entry.end - entry.begin) as usize;
-    Ok(Located { name: name.to_owned(), file: *file, begin: entry.begin, bytes, dtype: entry.dtype })
+    let dtype = entry.dtype;
+    Ok(Located { name: name.to_owned(), file, begin: entry.begin, bytes, dtype, scales: None })
 }
 
+/// Whether two tensors of the same type and shape hold the same bytes.
 fn same_bytes(files: &[OpenFile], a: &Located, b: &Located) -> Result<bool, LoadError> {
-    let mut left = vec![0; CHUNK.min(a.bytes)];
+    let same = same_range(files, (a.file, a.begin), (b.file, b.begin), a.bytes)?;
+    match (&a.scales, &b.scales) {
+        (Some(a), Some(b)) if same => same_range(files, (a.file, a.begin), (b.file, b.begin), a.bytes),
+        _ => Ok(same),
+    }
+}
+
+fn same_range(files: &[OpenFile], a: (usize, u64), b: (usize, u64), bytes: usize) -> Result<bool, LoadError> {
+    let mut left = vec![0; CHUNK.min(bytes)];
     let mut right = left.clone();
     let mut at = 0;
-    while at < a.bytes {
-        let part = CHUNK.min(a.bytes - at);
-        files[a.file].read_at(a.begin + at as u64, &mut left[..part])?;
-        files[b.file].read_at(b.begin + at as u64, &mut right[..part])?;
+    while at < bytes {
+        let part = CHUNK.min(bytes - at);
+        files[a.0].read_at(a.1 + at as u64, &mut left[..part])?;
+        files[b.0].read_at(b.1 + at as u64, &mut right[..part])?;
         if left[..part] != right[..part] {
             return Ok(false);
         }

@@ -32,7 +32,6 @@ const LIMITS: Limits = Limits { depth: 3, values: usize::MAX };
 /// Types that the format has and that no weight here is stored as.
 const OTHER_DTYPES: &[&str] = &[
     "BOOL",
-    "U8",
     "I8",
     "U16",
     "I16",
@@ -312,6 +311,7 @@ fn entry(
         "F32" => FileDtype::F32,
         "F16" => FileDtype::F16,
         "BF16" => FileDtype::Bf16,
+        "U8" => FileDtype::U8,
         _ if OTHER_DTYPES.contains(&dtype) => {
             return Err(LoadError::UnsupportedDtype { file, tensor, dtype: dtype.to_owned() });
         }

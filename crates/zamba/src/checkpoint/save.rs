@@ -11,11 +11,14 @@ use std::thread::{self, JoinHandle};
 use serde_json::{Map, json};
 use sha2::{Digest, Sha256};
 
+use zamba_kernels::quant::{GROUP, ROWS, block_bytes, quant_bytes};
+
 use super::layout::written_copies;
 use super::manifest::{self, hex};
+use super::quantised::{QUANTS, SCALES};
 use super::write::{WriteEntry, failed, write_safetensors};
 use super::{CONFIG, INDEX, SINGLE, WriteError};
-use crate::config::{FileDtype, ZambaConfig};
+use crate::config::{FileDtype, QuantFormat, ZambaConfig};
 use crate::spec::{TensorSpec, tensors};
 
 /// What to write beside the weights, and how.
@@ -56,7 +59,7 @@ impl Default for SaveOptions {
 ///
 /// `source` is called once for each tensor of [`tensors`], and puts its numbers into the vector, which
 /// it finds empty. Everything is written to a temporary folder beside `dir`, flushed to disk, and
-/// renamed; a failure leaves `dir` as it was.
+/// renamed; a failure leaves `dir` as it was. No tensor is quantised, whatever `config` says.
 ///
 /// # Errors
 /// If the disk or `source` fails, the target exists, or a value is not finite in the type of the file.
@@ -65,6 +68,29 @@ pub fn save_folder(
     config: &ZambaConfig,
     options: &SaveOptions,
     source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+) -> Result<(), WriteError> {
+    let config = ZambaConfig { quantization: None, ..config.clone() };
+    save_quantised(dir, &config, options, &mut |spec, content| source(spec, &mut content.numbers))
+}
+
+/// What a source gives for a tensor; it finds both empty.
+#[derive(Debug, Default)]
+pub struct Content {
+    /// The numbers of a tensor that is not quantised.
+    pub numbers: Vec<f32>,
+    /// The bytes of a quantised one, as they lie in memory; see [`zamba_kernels::quant`].
+    pub bytes: Vec<u8>,
+}
+
+/// As [`save_folder`], for a model some of whose tensors are quantised ([`TensorSpec::quantised`]).
+///
+/// # Errors
+/// As [`save_folder`].
+pub fn save_quantised(
+    dir: &Path,
+    config: &ZambaConfig,
+    options: &SaveOptions,
+    source: &mut dyn FnMut(&TensorSpec, &mut Content) -> io::Result<()>,
 ) -> Result<(), WriteError> {
     let occupied = fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some()) || dir.is_file();
     if occupied && !options.replace {
@@ -200,13 +226,13 @@ impl NewFolder {
         &mut self,
         config: &ZambaConfig,
         options: &SaveOptions,
-        source: &mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+        source: &mut dyn FnMut(&TensorSpec, &mut Content) -> io::Result<()>,
     ) -> Result<(), WriteError> {
         let stored = stored(config, options);
         let bytes = stored.iter().map(Stored::bytes).sum::<u64>();
         let shards = shards(stored, options.max_shard_bytes);
         let mut map = Map::new();
-        let mut values = Values { of: None, numbers: Vec::new(), source };
+        let mut values = Values { of: None, content: Content::default(), source };
         for (i, shard) in shards.iter().enumerate() {
             let name = match shards.len() {
                 1 => SINGLE.to_owned(),
@@ -226,7 +252,14 @@ impl NewFolder {
     fn shard(&mut self, name: &str, tensors: &[Stored], values: &mut Values<'_>) -> Result<(), WriteError> {
         let entries: Vec<WriteEntry> = tensors.iter().map(|tensor| tensor.entry.clone()).collect();
         let mut file = self.create(name)?;
-        write_safetensors(&mut file, &entries, &mut |i, sink| sink.push(values.get(&tensors[i].spec)?))?;
+        write_safetensors(&mut file, &entries, &mut |i, sink| {
+            let content = values.get(&tensors[i].spec)?;
+            match tensors[i].part {
+                Part::Numbers => sink.push(&content.numbers),
+                Part::Quants(format) => sink.push_raw(halves(&tensors[i].spec, format, &content.bytes).0),
+                Part::Scales(format) => sink.push_raw(halves(&tensors[i].spec, format, &content.bytes).1),
+            }
+        })?;
         self.close(name, file)
     }
 }
@@ -238,12 +271,43 @@ pub struct Stored {
     pub spec: TensorSpec,
     /// The name in the file, and the storage.
     pub entry: WriteEntry,
+    /// What of the tensor is written.
+    part: Part,
+}
+
+/// What of a tensor is written under one name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Numbers,
+    Quants(QuantFormat),
+    Scales(QuantFormat),
 }
 
 impl Stored {
     fn bytes(&self) -> u64 {
-        self.spec.len() as u64 * self.entry.dtype.size() as u64
+        self.entry.shape.iter().product::<usize>() as u64 * self.entry.dtype.size() as u64
     }
+}
+
+/// The integers and the scales of a quantised tensor.
+fn halves<'a>(spec: &TensorSpec, format: QuantFormat, bytes: &'a [u8]) -> (&'a [u8], &'a [u8]) {
+    bytes.split_at(quant_bytes(format.dtype(), spec.len()).min(bytes.len()))
+}
+
+/// The tensors of a file that hold the tensor `spec` under `name`.
+fn entries(config: &ZambaConfig, spec: &TensorSpec, dtype: FileDtype, name: &str) -> Vec<(WriteEntry, Part)> {
+    let Some(format) = spec.quantised(config) else {
+        let entry = WriteEntry { name: name.to_owned(), ..WriteEntry::of(spec, dtype) };
+        return vec![(entry, Part::Numbers)];
+    };
+    let (rows, cols) = spec.rows_cols();
+    let entry = |end: &str, dtype, last| {
+        let (name, shape) = (format!("{name}{end}"), vec![rows / ROWS, cols / GROUP, last]);
+        WriteEntry { name, dtype, shape }
+    };
+    let quants = entry(QUANTS, FileDtype::U8, block_bytes(format.dtype()));
+    let scales = entry(SCALES, FileDtype::F16, ROWS);
+    vec![(quants, Part::Quants(format)), (scales, Part::Scales(format))]
 }
 
 /// Everything a folder stores, in order; copies stand behind what they copy.
@@ -255,31 +319,31 @@ pub fn stored(config: &ZambaConfig, options: &SaveOptions) -> Vec<Stored> {
     let mut list = Vec::new();
     for spec in tensors(config) {
         let dtype = options.exceptions.get(&spec.name).copied().unwrap_or(options.dtype);
-        let own = WriteEntry::of(&spec, dtype);
         let copies = written_copies(config, &spec.name);
-        let copies = copies.into_iter().map(|name| WriteEntry { name, ..own.clone() });
-        list.extend(
-            [own.clone()].into_iter().chain(copies).map(|entry| Stored { spec: spec.clone(), entry }),
-        );
+        for name in [spec.name.clone()].into_iter().chain(copies) {
+            let entries = entries(config, &spec, dtype, &name).into_iter();
+            list.extend(entries.map(|(entry, part)| Stored { spec: spec.clone(), entry, part }));
+        }
     }
     list
 }
 
-/// The numbers of the tensor asked for last, so that a copy does not ask the source again.
+/// The content of the tensor asked for last, so that its scales or a copy do not ask the source again.
 struct Values<'a> {
     of: Option<String>,
-    numbers: Vec<f32>,
-    source: &'a mut dyn FnMut(&TensorSpec, &mut Vec<f32>) -> io::Result<()>,
+    content: Content,
+    source: &'a mut dyn FnMut(&TensorSpec, &mut Content) -> io::Result<()>,
 }
 
 impl Values<'_> {
-    fn get(&mut self, spec: &TensorSpec) -> Result<&[f32], WriteError> {
+    fn get(&mut self, spec: &TensorSpec) -> Result<&Content, WriteError> {
         if self.of.as_ref() != Some(&spec.name) {
-            self.numbers.clear();
-            (self.source)(spec, &mut self.numbers).map_err(|error| failed(&spec.name, error))?;
+            self.content.numbers.clear();
+            self.content.bytes.clear();
+            (self.source)(spec, &mut self.content).map_err(|error| failed(&spec.name, error))?;
             self.of = Some(spec.name.clone());
         }
-        Ok(&self.numbers)
+        Ok(&self.content)
     }
 }
 

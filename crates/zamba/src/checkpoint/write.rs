@@ -116,7 +116,8 @@ impl Sink<'_> {
         Ok(())
     }
 
-    /// Writes numbers that are already little-endian numbers of the file's type, unchanged.
+    /// Writes what are already little-endian numbers of the file's type, or the bytes of a quantised matrix,
+    /// unchanged.
     ///
     /// # Errors
     /// If the output fails, the bytes are no whole numbers, or there are more than the shape has.
@@ -145,11 +146,12 @@ pub(super) fn failed(what: &str, source: std::io::Error) -> WriteError {
 
 /// Refuses values whose stored form is not finite: NaN and infinities, and numbers beyond the type.
 fn check_stored(entry: &WriteEntry, values: &[f32], bytes: &[u8], at: u64) -> Result<(), WriteError> {
-    // In each of the types, all exponent bits set in the top two bytes means NaN or infinity.
+    // Bytes come as they are. In each of the other types, all exponent bits set in the top two bytes means NaN or infinity.
     let (size, mask) = match entry.dtype {
         FileDtype::F32 => (4, 0x7f80),
         FileDtype::Bf16 => (2, 0x7f80),
         FileDtype::F16 => (2, 0x7c00),
+        FileDtype::U8 => return Ok(()),
     };
     let bad = bytes
         .chunks_exact(size)

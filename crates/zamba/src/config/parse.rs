@@ -1,13 +1,17 @@
 //! Reading a `config.json` and checking that its numbers fit together.
 
 use serde_json::{Map, Value};
+use zamba_kernels::quant::GROUP;
 
 use super::preset::schedule;
-use super::{Act, ConfigError, FileDtype, LayerKind, ZambaConfig, inert};
+use super::{Act, ConfigError, FileDtype, LayerKind, QuantFormat, ZambaConfig, inert};
 use crate::json::{self, JsonError, Limits};
 
 /// The object, a map of labels, and room for one more level; the longest list of layers, many times.
 const LIMITS: Limits = Limits { depth: 4, values: 1 << 16 };
+
+/// `quant_method` of folders that this program quantised.
+const METHOD: &str = "zamba";
 
 /// A configuration, and whether the file stated `dtype` or `torch_dtype`.
 pub(super) struct Parsed {
@@ -26,7 +30,9 @@ pub(super) fn from_json(text: &str) -> Result<Parsed, ConfigError> {
     let mut fields = Fields { map };
     refuse_strangers(&mut fields)?;
     let dtype = dtype(&mut fields)?;
+    let quantization = quantization(&mut fields)?;
     let config = known_fields(&mut fields, dtype.unwrap_or(FileDtype::F32))?;
+    let config = ZambaConfig { quantization, ..config };
     for (field, value) in &fields.map {
         inert::accept(field, value)?;
     }
@@ -46,8 +52,12 @@ fn refuse_strangers(fields: &mut Fields) -> Result<(), ConfigError> {
             return Err(ConfigError::RemoteCode { field });
         }
     }
-    for field in ["quantization_config", "compression_config"] {
-        if fields.map.remove(field).is_some_and(|value| !value.is_null()) {
+    let foreign = |value: &Value| !value.is_null() && value.get("quant_method") != Some(&METHOD.into());
+    for (field, foreign) in [
+        ("quantization_config", fields.map.get("quantization_config").is_some_and(foreign)),
+        ("compression_config", fields.map.remove("compression_config").is_some_and(|v| !v.is_null())),
+    ] {
+        if foreign {
             return Err(ConfigError::Quantised { field });
         }
     }
@@ -107,6 +117,7 @@ fn known_fields(f: &mut Fields, dtype: FileDtype) -> Result<ZambaConfig, ConfigE
         mamba_proj_bias: f.bool("mamba_proj_bias", false)?,
         layers_block_type: f.layers(num_hidden_layers, attn_layer_period, attn_layer_offset)?,
         dtype,
+        quantization: None,
         use_cache: f.bool("use_cache", true)?,
         num_logits_to_keep: f.logits_to_keep()?,
         use_mamba_kernels: f.bool("use_mamba_kernels", true)?,
@@ -277,6 +288,48 @@ fn dtype(fields: &mut Fields) -> Result<Option<FileDtype>, ConfigError> {
             field: "dtype".into(),
             found: shorten(&value),
             reason: "weights are float32, float16 or bfloat16",
+        }),
+    }
+}
+
+/// `quantization_config` of this program; those of others were refused before.
+fn quantization(fields: &mut Fields) -> Result<Option<QuantFormat>, ConfigError> {
+    let Some(Value::Object(mut map)) = fields.map.remove("quantization_config") else { return Ok(None) };
+    map.remove("quant_method");
+    let mut take = |field: &'static str| {
+        let name = field.rsplit('.').next().unwrap_or(field);
+        map.remove(name).ok_or(ConfigError::Missing { field })
+    };
+    let exactly = |field: &'static str, value: Value, known: usize, reason: &'static str| {
+        if value.as_u64() == Some(known as u64) {
+            return Ok(());
+        }
+        Err(ConfigError::NotSupported { field: field.into(), found: shorten(&value), reason })
+    };
+    exactly(
+        "quantization_config.version",
+        take("quantization_config.version")?,
+        1,
+        "this program knows version 1; quantise the original checkpoint again",
+    )?;
+    exactly(
+        "quantization_config.group_size",
+        take("quantization_config.group_size")?,
+        GROUP,
+        "groups have 64 columns",
+    )?;
+    let field = "quantization_config.format";
+    let format = take(field)?;
+    if let Some(other) = map.keys().next() {
+        return Err(ConfigError::Unknown { field: format!("quantization_config.{other}") });
+    }
+    match format.as_str() {
+        Some("q8") => Ok(Some(QuantFormat::Q8)),
+        Some("q4") => Ok(Some(QuantFormat::Q4)),
+        _ => Err(ConfigError::NotSupported {
+            field: field.into(),
+            found: shorten(&format),
+            reason: "known formats are q8 and q4",
         }),
     }
 }

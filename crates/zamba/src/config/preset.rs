@@ -54,6 +54,7 @@ fn with_sizes(Sizes(vocab_size, hidden_size, layers, heads): Sizes, dtype: FileD
         mamba_proj_bias: false,
         layers_block_type: schedule(layers, 6, 4),
         dtype,
+        quantization: None,
         use_cache: true,
         num_logits_to_keep: 1,
         use_mamba_kernels: true,

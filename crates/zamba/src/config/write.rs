@@ -1,6 +1,7 @@
 //! Writing a `config.json`.
 
 use serde_json::{Value, json};
+use zamba_kernels::quant::GROUP;
 
 use super::{Act, LayerKind, ZambaConfig};
 
@@ -34,7 +35,7 @@ pub(super) fn to_json(c: &ZambaConfig) -> String {
             LayerKind::Hybrid => "hybrid",
         })
         .collect();
-    let value = json!({
+    let mut value = json!({
         "architectures": ["ZambaForCausalLM"],
         "model_type": "zamba",
         "attention_dropout": 0.0,
@@ -74,5 +75,13 @@ pub(super) fn to_json(c: &ZambaConfig) -> String {
         "use_mamba_kernels": c.use_mamba_kernels,
         "vocab_size": c.vocab_size,
     });
+    if let Some(format) = c.quantization {
+        value["quantization_config"] = json!({
+            "quant_method": "zamba",
+            "version": 1,
+            "format": format.name(),
+            "group_size": GROUP,
+        });
+    }
     format!("{value:#}\n")
 }

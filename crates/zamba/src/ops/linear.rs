@@ -17,6 +17,9 @@ struct Columns {
 impl Ctx<'_> {
     /// `x w^T + bias`, `[t, o]` for `w [o, i]`.
     pub fn linear(&mut self, x: &Var, w: &Param, bias: Option<&Param>) -> Var {
+        if let Some(moments) = &self.env.moments {
+            moments.borrow_mut().add(self.env.dev(), w, x);
+        }
         self.grouped(x, w, bias, Columns { groups: 1, x_group: 0, x_at: 0 })
     }
 

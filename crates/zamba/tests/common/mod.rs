@@ -46,6 +46,17 @@ pub(crate) fn small_config() -> ZambaConfig {
     c
 }
 
+/// A small config whose linear maps can be quantised.
+pub(crate) fn wide_config() -> ZambaConfig {
+    let mut c = small_config();
+    c.hidden_size = 64;
+    c.attention_hidden_size = 128;
+    c.intermediate_size = 128;
+    c.attention_head_dim = 16;
+    c.check().unwrap();
+    c
+}
+
 /// A model with weights large enough that attention, gates and decays are far from their linear range.
 pub(crate) fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, seed: u64) -> Zamba {
     let mut values = vec![];
@@ -63,7 +74,13 @@ pub(crate) fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, 
             // Large steps, so that decays forget within a few tokens and dt matters.
             values.iter_mut().for_each(|x| *x += 3.0);
         }
-        d.upload(buf, 0, &values);
+        if buf.dtype().is_quantised() {
+            let mut bytes = vec![0; buf.bytes()];
+            Cpu::new(Some(1)).quantise(buf.dtype(), spec.rows_cols().1, &values, None, &mut bytes);
+            d.put_bytes(buf, &bytes);
+        } else {
+            d.upload(buf, 0, &values);
+        }
         Ok::<(), Infallible>(())
     });
     built.unwrap_or_else(|never| match never {})

@@ -1,0 +1,341 @@
+//! Linear maps with quantised weights; see [`mod@crate::quant`] for their definition.
+//!
+//! A vector holds sums for the 16 rows of a block and one token, so nothing is added up across lanes. Sums of
+//! a group are integers; the groups follow one another in order for every token, whatever the tile.
+
+use half::f16;
+
+use super::int::{IntOp, IntTier};
+use super::split::{Columns, Runs, Tile, Tiles};
+use super::tier::{LANES, Tier, V};
+#[cfg(target_arch = "x86_64")]
+use super::tile_quant;
+use super::{Cpu, linear, scratch};
+use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes, zero_point};
+use crate::{Buf, Dtype, Linear};
+
+/// Groups per pass over many tokens: 16 KiB of weights, unpacked, stay in L1 while tokens go by.
+const PASS: usize = 16;
+/// Most tokens per chunk, whose integers stay in L2.
+const TOKEN_BLOCK: usize = 128;
+/// Most rows of weights per chunk of many tokens.
+const ROW_BLOCK: usize = 64;
+/// Fewer tokens than this go by vectors where there are tiles too.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 9;
+/// Bytes from the weights in use to those that are asked for from memory.
+const AHEAD: usize = 4096;
+
+/// `y = x W^T + bias`, see [`crate::Device::linear`].
+pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
+    linear::check(y.len(), &a);
+    assert!(a.o.is_multiple_of(ROWS), "a block of quantised rows crosses groups");
+    #[cfg(target_arch = "x86_64")]
+    if let Some(amx) = cpu.isa.amx().filter(|_| a.t >= FEW) {
+        return tile_quant::linear(cpu, amx, y, &a);
+    }
+    let width = a.groups * a.i;
+    let count = a.t * width / GROUP;
+    // Integers, scales and starts of all tokens.
+    scratch::floats(a.t * width / 4 + 2 * count, |memory| {
+        let (q, rest) = memory.split_at_mut(a.t * width / 4);
+        let (scales, starts) = rest.split_at_mut(count);
+        let (q, starts) = (bytemuck::cast_slice_mut(q), bytemuck::cast_slice_mut(starts));
+        quantise(cpu, q, scales, starts, &a);
+        let x = Input { q, scales, starts, width };
+        match a.w.dtype() {
+            Dtype::Q4 => forward::<true>(cpu, y.f32_mut(), x, &a),
+            _ => forward::<false>(cpu, y.f32_mut(), x, &a),
+        }
+    });
+}
+
+/// The quantised input: rows of all groups of the map, one after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Input<'a> {
+    /// Integers, `[t, width]`.
+    pub(super) q: &'a [i8],
+    /// Scales, `[t, width / 64]`.
+    pub(super) scales: &'a [f32],
+    /// Where sums of products start, to make up for the zero point of the weights, `[t, width / 64]`.
+    pub(super) starts: &'a [i32],
+    pub(super) width: usize,
+}
+
+impl<'a> Input<'a> {
+    /// From token `t` and column `at` on.
+    fn from(&self, t: usize, at: usize) -> Input<'a> {
+        let group = (t * self.width + at) / GROUP;
+        let Input { q, scales, starts, width } = *self;
+        Input { q: &q[group * GROUP..], scales: &scales[group..], starts: &starts[group..], width }
+    }
+}
+
+/// Quantises the input of all groups of the map.
+pub(super) fn quantise(cpu: &Cpu, q: &mut [i8], scales: &mut [f32], starts: &mut [i32], a: &Linear) {
+    let width = a.groups * a.i;
+    if a.t * width == 0 {
+        return;
+    }
+    let x = a.x.f32();
+    let tokens = super::GRAIN.div_ceil(width);
+    let parts = (
+        Runs::new(q, tokens * width),
+        Runs::new(scales, tokens * width / GROUP),
+        Runs::new(starts, tokens * width / GROUP),
+    );
+    cpu.split(a.t * width, parts, |index, (q, scales, starts): (&mut [i8], &mut [f32], &mut [i32])| {
+        for (row, q) in q.chunks_exact_mut(width).enumerate() {
+            let x = &x[(index * tokens + row) * a.x_stride + a.x_at..];
+            for (g, q) in q.chunks_exact_mut(a.i).enumerate() {
+                let at = (row * width + g * a.i) / GROUP;
+                cpu.isa.run_int(Quantise {
+                    x: &x[g * a.x_group..][..a.i],
+                    q,
+                    scales: &mut scales[at..][..a.i / GROUP],
+                    starts: &mut starts[at..][..a.i / GROUP],
+                    dtype: a.w.dtype(),
+                });
+            }
+        }
+    });
+}
+
+/// Quantises one row of a group of the map.
+struct Quantise<'a> {
+    x: &'a [f32],
+    q: &'a mut [i8],
+    scales: &'a mut [f32],
+    starts: &'a mut [i32],
+    dtype: Dtype,
+}
+
+impl IntOp for Quantise<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: IntTier>(self) {
+        let zero = if self.dtype == Dtype::Q8 && S::SIGNED_8 { 0 } else { zero_point(self.dtype) };
+        let outputs = self.q.as_chunks_mut().0.iter_mut().zip(self.scales).zip(self.starts);
+        for (x, ((q, scale), start)) in self.x.as_chunks().0.iter().zip(outputs) {
+            let (s, sum) = S::quantise(x, q);
+            (*scale, *start) = (s, -zero * sum);
+        }
+    }
+}
+
+fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
+    let (quants, scales) = a.w.buf.quants();
+    let bias = a.bias.map(Buf::f32);
+    let (tokens, rows) = blocks(cpu, a);
+    let columns = Columns::grouped(a.groups * a.o, a.groups, rows);
+    let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
+    let work = a.t * a.groups * a.o * a.i;
+    cpu.split(work, Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
+        let first = y.group * a.o + y.start;
+        let unpacked = if Q4 && y.rows > 1 { PASS * LINES * LINE / 4 } else { 0 };
+        scratch::floats(unpacked, |unpacked| {
+            cpu.isa.run_int(Forward::<Q4> {
+                x: x.from(y.row, y.group * a.i),
+                quants: &quants[first / ROWS * blocks * bytes..],
+                scales: &scales[first * blocks..],
+                bias: bias.map(|b| &b[first..]),
+                groups: blocks,
+                unpacked: bytemuck::cast_slice_mut(unpacked),
+                y,
+            });
+        });
+    });
+}
+
+/// Tokens and rows per chunk, so that there are a few chunks per thread.
+fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
+    let tokens = a.t.clamp(1, TOKEN_BLOCK);
+    let threads = cpu.pool.threads();
+    let chunks = (4 * threads).div_ceil(a.groups * a.t.div_ceil(tokens).max(1));
+    let even = if threads == 1 { a.o } else { (a.o / ROWS).div_ceil(chunks) * ROWS };
+    // One token reads each weight once, so its chunks may be as large as they like.
+    let most = if a.t == 1 { even } else { ROW_BLOCK };
+    (tokens, even.min(most).max(ROWS))
+}
+
+/// One chunk of outputs.
+struct Forward<'a, const Q4: bool> {
+    y: Tile<'a, f32>,
+    /// From the chunk's first token.
+    x: Input<'a>,
+    /// From the chunk's first row, as are scales and bias.
+    quants: &'a [u8],
+    scales: &'a [f16],
+    bias: Option<&'a [f32]>,
+    /// Groups of columns.
+    groups: usize,
+    /// Room for the lines of a pass, one integer per byte.
+    unpacked: &'a mut [u8],
+}
+
+impl<const Q4: bool> IntOp for Forward<'_, Q4> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: IntTier>(mut self) {
+        for block in 0..self.y.width / ROWS {
+            if self.y.rows == 1 {
+                self.token::<S>(block);
+            } else {
+                self.tokens::<S>(block);
+            }
+        }
+        if let Some(bias) = self.bias {
+            for t in 0..self.y.rows {
+                for (y, b) in self.y.row_mut(t).iter_mut().zip(bias) {
+                    *y += b;
+                }
+            }
+        }
+    }
+}
+
+/// Four activations each, of one token and group.
+type Fours = [[i8; 4]; LINES];
+
+impl<const Q4: bool> Forward<'_, Q4> {
+    const BYTES: usize = if Q4 { LINES * LINE / 2 } else { LINES * LINE };
+
+    /// The integers of a row block and group.
+    #[inline(always)]
+    fn block(&self, block: usize, g: usize) -> &[[u8; LINE]] {
+        self.quants[(block * self.groups + g) * Self::BYTES..][..Self::BYTES].as_chunks().0
+    }
+
+    #[inline(always)]
+    fn scale<S: IntTier>(&self, block: usize, g: usize) -> V<S::F> {
+        let scales = &self.scales[(block * self.groups + g) * LANES..];
+        V::wrap(S::scales(scales.first_chunk().expect("16 scales")))
+    }
+
+    #[inline(always)]
+    fn fours(&self, t: usize, g: usize) -> &Fours {
+        let q = &self.x.q[t * self.x.width + g * GROUP..][..GROUP];
+        q.as_chunks().0.first_chunk().expect("16 times 4")
+    }
+
+    /// One token: the lines come straight from memory.
+    #[inline(always)]
+    fn token<S: IntTier>(&mut self, block: usize) {
+        let mut acc = V::<S::F>::zero();
+        for g in 0..self.groups {
+            let (w, x) = (self.block(block, g), self.fours(0, g));
+            // Two sums, so that products need not wait for one another.
+            let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
+            if Q4 {
+                let w: &[_; LINES / 2] = w.first_chunk().expect("8 parts");
+                for j in 0..LINES / 2 {
+                    S::prefetch(&w[j], AHEAD);
+                    let (low, high) = S::lines4(&w[j]);
+                    even = S::dot4(even, low, x[2 * j]);
+                    odd = S::dot4(odd, high, x[2 * j + 1]);
+                }
+            } else {
+                let w: &[_; LINES] = w.first_chunk().expect("16 lines");
+                for j in 0..LINES / 2 {
+                    S::prefetch(&w[2 * j], AHEAD);
+                    S::prefetch(&w[2 * j + 1], AHEAD);
+                    even = S::dot8(even, S::line8(&w[2 * j]), x[2 * j]);
+                    odd = S::dot8(odd, S::line8(&w[2 * j + 1]), x[2 * j + 1]);
+                }
+            }
+            let scale = self.scale::<S>(block, g) * V::splat(self.x.scales[g]);
+            acc = V::wrap(S::float(S::add(even, odd))).fma(scale, acc);
+        }
+        acc.store(&mut self.y.row_mut(0)[block * ROWS..]);
+    }
+
+    /// Many tokens: some groups at a time for all of them.
+    #[inline(always)]
+    fn tokens<S: IntTier>(&mut self, block: usize) {
+        for from in (0..self.groups).step_by(PASS) {
+            let to = self.groups.min(from + PASS);
+            if Q4 {
+                self.unpack::<S>(block, from, to);
+            }
+            let mut t = 0;
+            if S::F::WIDE {
+                while t + 12 <= self.y.rows {
+                    self.tile::<S, 12>(block, t, from, to);
+                    t += 12;
+                }
+                if t + 8 <= self.y.rows {
+                    self.tile::<S, 8>(block, t, from, to);
+                    t += 8;
+                }
+            }
+            while t + 4 <= self.y.rows {
+                self.tile::<S, 4>(block, t, from, to);
+                t += 4;
+            }
+            while t < self.y.rows {
+                self.tile::<S, 1>(block, t, from, to);
+                t += 1;
+            }
+        }
+    }
+
+    /// Writes the lines of a row block's groups `from .. to`, one integer per byte.
+    #[inline(always)]
+    fn unpack<S: IntTier>(&mut self, block: usize, from: usize, to: usize) {
+        let parts = (block * self.groups + from) * Self::BYTES..(block * self.groups + to) * Self::BYTES;
+        let lines = self.unpacked.as_chunks_mut::<LINE>().0.as_chunks_mut::<2>().0;
+        for (part, lines) in self.quants[parts].as_chunks().0.iter().zip(lines) {
+            let (low, high) = S::lines4(part);
+            S::store4(low, &mut lines[0]);
+            S::store4(high, &mut lines[1]);
+        }
+    }
+
+    /// Groups `from .. to` of a row block for `T` tokens. Sums of the groups before wait in the output.
+    #[inline(always)]
+    fn tile<S: IntTier, const T: usize>(&mut self, block: usize, t: usize, from: usize, to: usize) {
+        let mut acc = [V::<S::F>::zero(); T];
+        if from > 0 {
+            for c in 0..T {
+                acc[c] = V::load(&self.y.row(t + c)[block * ROWS..]);
+            }
+        }
+        for g in from..to {
+            let lines: &[[u8; LINE]; LINES] = if Q4 {
+                let lines = self.unpacked.as_chunks().0;
+                lines[(g - from) * LINES..].first_chunk().expect("16 lines")
+            } else {
+                self.block(block, g).first_chunk().expect("16 lines")
+            };
+            let mut x = [&[[0; 4]; LINES]; T];
+            let mut sum = [S::start(0); T];
+            for c in 0..T {
+                x[c] = self.fours(t + c, g);
+                sum[c] = S::start(self.x.starts[(t + c) * (self.x.width / GROUP) + g]);
+            }
+            for l in 0..LINES {
+                if Q4 {
+                    let line = S::line4(&lines[l]);
+                    for c in 0..T {
+                        sum[c] = S::dot4(sum[c], line, x[c][l]);
+                    }
+                } else {
+                    let line = S::line8(&lines[l]);
+                    for c in 0..T {
+                        sum[c] = S::dot8(sum[c], line, x[c][l]);
+                    }
+                }
+            }
+            let scale = self.scale::<S>(block, g);
+            for c in 0..T {
+                let x_scale = self.x.scales[(t + c) * (self.x.width / GROUP) + g];
+                acc[c] = V::wrap(S::float(sum[c])).fma(scale * V::splat(x_scale), acc[c]);
+            }
+        }
+        for c in 0..T {
+            acc[c].store(&mut self.y.row_mut(t + c)[block * ROWS..]);
+        }
+    }
+}
