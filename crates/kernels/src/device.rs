@@ -1,10 +1,11 @@
 //! The interface between the model and the machine.
 //!
 //! Conventions of every method: outputs come first; forward kernels *overwrite* their outputs;
-//! backward kernels *add* to theirs, so that fan-in sums need no kernel of their own. Gradients of
-//! parameters live in one flat f32 buffer, `dw_flat`, and a kernel is told at which element its
-//! parameter starts (`*_at`). Sizes are asserted, never reported: shapes were checked when the model
-//! was opened.
+//! backward kernels *add* to theirs, so that fan-in sums need no kernel of their own. Some say that they
+//! overwrite: theirs is the first contribution, and memory that is zeroed and then added to is written
+//! twice. Gradients of parameters add up in one flat f32 buffer, `dw_flat`, and a kernel is told at which
+//! element its parameter starts (`*_at`). Sizes are asserted, never reported: shapes were checked when the
+//! model was opened.
 //!
 //! The sum behind each output element is added up in an order that depends on the matrix and on
 //! absolute positions alone: not on the number of tokens in the call, their chunking, or the number of
@@ -175,15 +176,15 @@ pub struct ScanAt {
     pub dt_bias: usize,
 }
 
-/// Gradients of the inputs of a [`Scan`].
+/// Gradients of the inputs of a [`Scan`], overwritten.
 pub struct ScanGrads<'a> {
     /// Of the signal, `[t, e]`.
     pub dx_te: &'a mut Buf,
     /// Of the raw dt, `[t, e]`.
     pub ddt_te: &'a mut Buf,
-    /// Of `p`; only the columns of B and C are touched.
+    /// Of `p`; 0 in the columns of dt.
     pub dp: &'a mut Buf,
-    /// Of `xz`; only the odd columns (the gate) are touched.
+    /// Of `xz`; 0 in the even columns (the signal).
     pub dxz: &'a mut Buf,
 }
 
@@ -344,7 +345,7 @@ pub trait Device: Send + Sync {
     /// Row `t` of `y` is `[a_t, b_t]`; `a` is `[t, ca]`, `b` is `[t, cb]`.
     fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize);
 
-    /// Adds the two column blocks of `dy` to `da` and `db`.
+    /// Writes the two column blocks of `dy` to `da` and `db`.
     fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize);
 
     /// Rows `rows` of `x` (`[_, d]`) one below the other.
@@ -427,7 +428,7 @@ pub trait Device: Send + Sync {
     /// `y = act(gate) * up`
     fn glu(&self, y: &mut Buf, gate: &Buf, up: &Buf, act: Act);
 
-    /// Gradients of [`Device::glu`].
+    /// Gradients of [`Device::glu`], overwritten.
     fn glu_bwd(&self, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate: &Buf, up: &Buf, act: Act);
 
     /// `nll_t = lse_t - logits[t, target]`, 0 where the target is [`IGNORE`]; `lse_t` is the log of the sum

@@ -247,6 +247,22 @@ impl Back<'_> {
         self.vars[v.id()] = Some(g);
     }
 
+    /// Adds `g`, which others need too, to the gradient of `v`.
+    pub(crate) fn add_copy(&mut self, v: &Var, g: &Var) {
+        let sum = match self.take(v) {
+            Some(mut sum) => {
+                self.env.dev().accumulate(sum.buf_mut(), g.buf());
+                sum
+            }
+            None => {
+                let mut copy = self.env.pool.take(v.rows(), v.cols());
+                self.env.dev().copy(copy.buf_mut(), 0, g.buf(), 0, g.buf().len());
+                copy
+            }
+        };
+        self.put(v, sum);
+    }
+
     /// Adds `g` to the gradient of `v`, without a copy when it is the first contribution.
     pub(crate) fn add(&mut self, v: &Var, g: Var) {
         let sum = match self.take(v) {

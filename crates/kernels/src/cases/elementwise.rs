@@ -39,8 +39,10 @@ impl Op for GluCase {
     }
 
     fn run_bwd(&self, dev: &dyn Device, x: Vec<Buf>, _y: &[Buf], dy: &Buf, g: &mut Grads) {
-        let [dgate, dup] = &mut g.own[..] else { panic!("two signals") };
+        let mut fresh = g.fresh(dev);
+        let [dgate, dup] = &mut fresh[..] else { panic!("two signals") };
         dev.glu_bwd(dgate, dup, dy, &x[0], &x[1], self.act);
+        g.add(dev, &fresh);
     }
 }
 

@@ -60,8 +60,7 @@ impl Op for LossCase {
     fn run_bwd(&self, dev: &dyn Device, x: Vec<Buf>, y: &[Buf], _dy: &Buf, g: &mut Grads) {
         let [mut logits] = take(x);
         dev.cross_entropy_bwd(&mut logits, &y[1], &self.targets(), self.v, SCALE);
-        // The kernel works in place; what is held to the definition adds.
-        dev.accumulate(&mut g.own[0], &logits);
+        g.add(dev, &[logits]);
     }
 }
 

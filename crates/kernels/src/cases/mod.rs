@@ -149,6 +149,20 @@ struct Grads {
     at: Vec<usize>,
 }
 
+impl Grads {
+    /// Buffers like `own` for a kernel that overwrites, full of NaN.
+    fn fresh(&self, dev: &dyn Device) -> Vec<Buf> {
+        self.own.iter().map(|own| rubbish(dev, own.len())).collect()
+    }
+
+    /// Adds what such a kernel wrote, since what is held to the definition is a sum.
+    fn add(&mut self, dev: &dyn Device, fresh: &[Buf]) {
+        for (own, fresh) in self.own.iter_mut().zip(fresh) {
+            dev.accumulate(own, fresh);
+        }
+    }
+}
+
 /// A kernel at one size: its inputs, its definition and its call on a device.
 trait Op: Send + Sync {
     /// Kernel and sizes.

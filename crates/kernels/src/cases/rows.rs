@@ -40,8 +40,10 @@ impl Op for ConcatCase {
     }
 
     fn run_bwd(&self, dev: &dyn Device, _x: Vec<Buf>, _y: &[Buf], dy: &Buf, g: &mut Grads) {
-        let [da, db] = &mut g.own[..] else { panic!("two signals") };
+        let mut fresh = g.fresh(dev);
+        let [da, db] = &mut fresh[..] else { panic!("two signals") };
         dev.concat_bwd(da, db, dy, self.t);
+        g.add(dev, &fresh);
     }
 }
 

@@ -107,10 +107,12 @@ impl Op for ScanCase {
     }
 
     fn run_bwd(&self, dev: &dyn Device, x: Vec<Buf>, y: &[Buf], dy: &Buf, g: &mut Grads) {
-        let [dx_te, ddt_te, dp, dxz] = &mut g.own[..] else { panic!("four signals") };
+        let mut fresh = g.fresh(dev);
+        let [dx_te, ddt_te, dp, dxz] = &mut fresh[..] else { panic!("four signals") };
         let grads = ScanGrads { dx_te, ddt_te, dp, dxz };
         let at = ScanAt { a_log: g.at[0], d: g.at[1], dt_bias: g.at[2] };
         dev.scan_bwd(grads, &mut g.flat, at, dy, &y[1], self.args(&take(x)));
+        g.add(dev, &fresh);
     }
 }
 

@@ -174,8 +174,8 @@ pub(super) fn concat_bwd(cpu: &Cpu, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usi
     let (ca, cb) = (da.len() / t, db.len() / t);
     assert_eq!(dy.len(), t * (ca + cb), "gradient of a concatenation");
     let dy = dy.f32();
-    cpu.rows(da.f32_mut(), ca, |t, da| add_row(cpu, da, &dy[t * (ca + cb)..][..ca]));
-    cpu.rows(db.f32_mut(), cb, |t, db| add_row(cpu, db, &dy[t * (ca + cb) + ca..][..cb]));
+    cpu.rows(da.f32_mut(), ca, |t, da| da.copy_from_slice(&dy[t * (ca + cb)..][..ca]));
+    cpu.rows(db.f32_mut(), cb, |t, db| db.copy_from_slice(&dy[t * (ca + cb) + ca..][..cb]));
 }
 
 /// See [`crate::Device::gather_rows`].
@@ -302,8 +302,8 @@ impl GluBwd<'_> {
         let inputs = self.dy.chunks(LANES).zip(self.gate.chunks(LANES).zip(self.up.chunks(LANES)));
         for ((dgate, dup), (dy, (gate, up))) in grads.zip(inputs) {
             let (dy, gate, up) = (V::<S>::load_part(dy), V::load_part(gate), V::load_part(up));
-            (dy * up * slope(act, gate)).add_to(dgate);
-            (dy * activate(act, gate)).add_to(dup);
+            (dy * up * slope(act, gate)).store_part(dgate);
+            (dy * activate(act, gate)).store_part(dup);
         }
     }
 }

@@ -68,14 +68,16 @@ pub(super) fn scan_bwd(
     });
 }
 
-/// Adds the blocks' dB and dC, `[h * blocks, t, 2n]`, to `dp`.
+/// Writes the sums of the blocks' dB and dC, `[h * blocks, t, 2n]`, to `dp`.
 fn add_blocks(cpu: &Cpu, dp: &mut Buf, dbc: &[f32], a: &Scan, blocks: usize) {
     let (n2, width) = (2 * a.n, a.r + 2 * a.n);
     cpu.rows(dp.f32_mut(), a.h * width, |t, dp| {
         for (head, dp) in dp.chunks_exact_mut(width).enumerate() {
-            for (j, dp) in dp[a.r..].iter_mut().enumerate() {
+            let (dt, bc) = dp.split_at_mut(a.r);
+            dt.fill(0.0);
+            for (j, dp) in bc.iter_mut().enumerate() {
                 let part = |b: usize| dbc[((head * blocks + b) * a.t + t) * n2 + j];
-                *dp += (1..blocks).fold(part(0), |sum, b| sum + part(b));
+                *dp = (1..blocks).fold(part(0), |sum, b| sum + part(b));
             }
         }
     });
@@ -276,7 +278,7 @@ impl Backward<'_> {
         }
     }
 
-    /// Adds what the tokens of a chunk get.
+    /// Stores what the tokens of a chunk get.
     #[inline(always)]
     fn deliver<S: Tier>(&mut self, chunk: Chunk) {
         for i in 0..chunk.len {
@@ -285,9 +287,9 @@ impl Backward<'_> {
             let dxz = self.grads.dxz.row_mut(t);
             for (v, c) in (0..dx.len()).step_by(LANES).enumerate() {
                 let item = &self.memory.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
-                V::<S>::load(&item[X..]).add_to(&mut dx[c..]);
-                V::<S>::load(&item[BEND..]).add_to(&mut ddt[c..]);
-                V::<S>::load(&item[DZ..]).add_to_odds(&mut dxz[2 * c..]);
+                V::<S>::load(&item[X..]).store_part(&mut dx[c..]);
+                V::<S>::load(&item[BEND..]).store_part(&mut ddt[c..]);
+                V::<S>::load(&item[DZ..]).store_odds(&mut dxz[2 * c..]);
             }
         }
     }

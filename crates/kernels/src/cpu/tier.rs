@@ -327,14 +327,14 @@ impl<S: Tier> V<S> {
         }
     }
 
-    /// Adds lanes to every other element of `y` from the second, as many as it has.
+    /// Stores lanes to every other element of `y` from the second, as many as it has, and 0 between them.
     #[inline(always)]
-    pub(super) fn add_to_odds(self, y: &mut [f32]) {
+    pub(super) fn store_odds(self, y: &mut [f32]) {
         match y.first_chunk_mut() {
-            Some(y) => S::interleave(S::evens(y), S::add(S::odds(y), self.0), y),
+            Some(y) => S::interleave(S::splat(0.0), self.0, y),
             None => {
                 for (y, lane) in y.chunks_exact_mut(2).zip(self.lanes()) {
-                    y[1] += lane;
+                    (y[0], y[1]) = (0.0, lane);
                 }
             }
         }
@@ -552,9 +552,9 @@ mod tests {
             let small: [bf16; LANES] = self.0[3].map(bf16::from_f32);
             let k = V::splat(MAGIC) + V::of(&std::array::from_fn(|l| l as f32 * 18.0 - 149.0));
             let mut mixed: [f32; 2 * LANES] = std::array::from_fn(|l| both[l] * 0.5);
-            b.add_to_odds(&mut mixed);
+            b.store_odds(&mut mixed);
             c.add_to_evens(&mut mixed);
-            c.add_to_odds(&mut mixed[..6]);
+            c.store_odds(&mut mixed[..6]);
             let pairs: [bf16; 2 * LANES] = std::array::from_fn(|l| bf16::from_f32(both[l]));
             let pairs = V::pairs(&pairs);
             let mut turned = rows;

@@ -198,8 +198,10 @@ impl Device for Reference {
         let (ca, cb) = (da.len() / t, db.len() / t);
         assert_eq!((da.len(), db.len(), dy.len()), (t * ca, t * cb, t * (ca + cb)), "lengths");
         for (i, row) in read(dy).chunks_exact(ca + cb).enumerate() {
-            add_at(da, i * ca, &row[..ca]);
-            add_at(db, i * cb, &row[ca..]);
+            for (c, &x) in row.iter().enumerate() {
+                let (y, at) = if c < ca { (&mut *da, i * ca + c) } else { (&mut *db, i * cb + c - ca) };
+                y.f32_mut()[at] = x as f32;
+            }
         }
     }
 
@@ -317,10 +319,10 @@ impl Device for Reference {
         scan_check(&a, false);
         assert_eq!(saved.len(), a.saved_len(), "length of the saved states");
         let d = scan::scan_bwd(&a, &ScanBufs::read(&a).arrays(None), &read(dy_te));
-        add_all(g.dx_te, &d.dx_te);
-        add_all(g.ddt_te, &d.ddt_te);
-        add_all(g.dp, &d.dp);
-        add_all(g.dxz, &d.dxz);
+        store(g.dx_te, &d.dx_te);
+        store(g.ddt_te, &d.ddt_te);
+        store(g.dp, &d.dp);
+        store(g.dxz, &d.dxz);
         add_at(dw_flat, at.a_log, &d.da_log_en);
         add_at(dw_flat, at.d, &d.dd_e);
         add_at(dw_flat, at.dt_bias, &d.ddt_bias_e);
@@ -380,8 +382,8 @@ impl Device for Reference {
     fn glu_bwd(&self, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate: &Buf, up: &Buf, act: Act) {
         assert_eq!((gate.len(), up.len()), (dy.len(), dy.len()), "lengths of gate and up");
         let (ggate, gup) = act::glu_bwd(&read(dy), &read(gate), &read(up), act);
-        add_all(dgate, &ggate);
-        add_all(dup, &gup);
+        store(dgate, &ggate);
+        store(dup, &gup);
     }
 
     fn cross_entropy(&self, nll_t: &mut Buf, lse_t: &mut Buf, logits_tv: &Buf, targets: &[u32], v: usize) {

@@ -30,9 +30,7 @@ impl Ctx<'_> {
             let (a, b, y) = (a.clone(), b.clone(), y.clone());
             move |back| {
                 let Some(dy) = back.take(&y) else { return };
-                let mut da = back.slot(&a);
-                back.env.dev().accumulate(da.buf_mut(), dy.buf());
-                back.put(&a, da);
+                back.add_copy(&a, &dy);
                 back.add(&b, dy);
             }
         });
@@ -48,10 +46,8 @@ impl Ctx<'_> {
             let (a, b, y) = (a.clone(), b.clone(), y.clone());
             move |back| {
                 let Some(dy) = back.take(&y) else { return };
-                // One after the other, because `a` and `b` are the same value in the first layer when it
-                // is a hybrid one: each slot is put back before the next is taken.
-                let mut da = back.env.pool.zeroed(t, a.cols());
-                let mut db = back.env.pool.zeroed(t, b.cols());
+                let mut da = back.env.pool.take(t, a.cols());
+                let mut db = back.env.pool.take(t, b.cols());
                 back.env.dev().concat_bwd(da.buf_mut(), db.buf_mut(), dy.buf(), t);
                 back.add(&a, da);
                 back.add(&b, db);

@@ -49,8 +49,8 @@ impl Ctx<'_> {
             move |b| {
                 let Some(dy) = b.take(&y) else { return };
                 let env = b.env.clone();
-                let (mut dx, mut ddt) = (b.slot(&x), b.slot(&dt));
-                let (mut dp, mut dxz) = (b.slot(&p), b.slot(&xz));
+                let fresh = |v: &Var| env.pool.take(v.rows(), v.cols());
+                let (mut dx, mut ddt, mut dp, mut dxz) = (fresh(&x), fresh(&dt), fresh(&p), fresh(&xz));
                 let g = ScanGrads {
                     dx_te: dx.buf_mut(),
                     ddt_te: ddt.buf_mut(),
@@ -60,10 +60,10 @@ impl Ctx<'_> {
                 let at = ScanAt { a_log: w.a_log.at(), d: w.d.at(), dt_bias: w.dt_bias.at() };
                 let a = args(&env, (&x, &dt, &p, &xz), &w, s);
                 env.dev().scan_bwd(g, b.flat, at, dy.buf(), saved.buf(), a);
-                b.put(&x, dx);
-                b.put(&dt, ddt);
-                b.put(&p, dp);
-                b.put(&xz, dxz);
+                b.add(&x, dx);
+                b.add(&dt, ddt);
+                b.add(&p, dp);
+                b.add(&xz, dxz);
             }
         });
         y

@@ -69,10 +69,11 @@ impl Ctx<'_> {
             let (gate, up, y) = (gate.clone(), up.clone(), y.clone());
             move |b| {
                 let Some(dy) = b.take(&y) else { return };
-                let (mut dg, mut du) = (b.slot(&gate), b.slot(&up));
+                let (t, f) = (gate.rows(), gate.cols());
+                let (mut dg, mut du) = (b.env.pool.take(t, f), b.env.pool.take(t, f));
                 b.env.dev().glu_bwd(dg.buf_mut(), du.buf_mut(), dy.buf(), gate.buf(), up.buf(), act);
-                b.put(&gate, dg);
-                b.put(&up, du);
+                b.add(&gate, dg);
+                b.add(&up, du);
             }
         });
         y
