@@ -12,6 +12,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod attention_bf16;
 mod attention_bwd;
 mod conv;
 mod gemm;
