@@ -1,9 +1,10 @@
-//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `tidy`.
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `tidy`.
 //!
 //! A step prints its name when it starts and its time when it ends; the first one that fails ends the
 //! command with a line that says which, and with exit status 1.
 
 mod peers;
+mod record;
 mod steps;
 mod tidy;
 
@@ -43,6 +44,8 @@ enum Command {
         #[arg(long)]
         python: Option<PathBuf>,
     },
+    /// Run the bench and keep what it prints in benches/record (see benches/README.md)
+    Record(record::Args),
     /// The rules of the house that a program can hold: who depends on whom, where unsafe code stands
     Tidy,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Ci => ci(&mut steps),
         Command::Peers { python, scale } => peers::parity(&mut steps, python, scale),
         Command::Goldens { replace, python } => peers::goldens(&mut steps, python, replace),
+        Command::Record(args) => record::run(&mut steps, &args),
         Command::Tidy => steps.step("tidy", tidy::check),
     };
     steps.finish(result)

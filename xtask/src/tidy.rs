@@ -13,8 +13,8 @@ const LONGEST: usize = 900;
 const UNSAFE: &[&str] = &[
     "crates/kernels/src/cpu/amx.rs",
     "crates/kernels/src/cpu/isa.rs",
-    "crates/kernels/src/cpu/pack.rs",
     "crates/kernels/src/cpu/limits.rs",
+    "crates/kernels/src/cpu/pack.rs",
     "crates/kernels/src/cpu/pool.rs",
     "crates/kernels/src/cpu/split.rs",
     "crates/kernels/src/cpu/x86.rs",

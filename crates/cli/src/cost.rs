@@ -19,7 +19,7 @@ pub(crate) struct Cost {
     pub(crate) read_per_token: u64,
     /// Convolution windows and SSM states of one sequence, whatever its length.
     pub(crate) state: u64,
-    /// Keys and values that each token adds.
+    /// Keys and values that each token adds: in bf16 where matrices are.
     pub(crate) kv_per_token: u64,
     /// Floating-point operations of the linear maps for one token, two per weight used.
     pub(crate) linear_flops: u64,
@@ -37,8 +37,8 @@ impl Cost {
         // Half precision is widened when it is loaded: no kernel computes with it.
         let matrix = if dtype == FileDtype::Bf16 { 2 } else { 4 };
         let bytes = |spec: &TensorSpec| spec.len() as u64 * if spec.keeps_f32() { 4 } else { matrix };
-        let kv_per_token = config.hybrid_layers().len() * 2 * config.kv_width() * 4;
-        Cost::with(config, bytes, kv_per_token as u64)
+        let kv_per_token = (config.hybrid_layers().len() * 2 * config.kv_width()) as u64 * matrix;
+        Cost::with(config, bytes, kv_per_token)
     }
 
     /// The cost of a model as it is held, with a token cache of `kv_per_token` bytes per token.
@@ -121,7 +121,7 @@ mod tests {
         // 11,518,246,912 weights take part in products, the shared block's 13 times.
         assert_eq!(cost.linear_flops, 2 * 11_518_246_912);
         assert_eq!(cost.attention_flops_per_context, 13 * 4 * 7424);
-        assert_eq!(cost.kv_per_token, 2 * 386_048);
+        assert_eq!(cost.kv_per_token, 386_048);
         assert_eq!(cost.state, 76 * 7424 * (16 + 3) * 4);
         // All weights in bf16 are 14.465 GB; vectors and scan parameters in f32 add a little.
         assert!(cost.weights > 2 * 7_232_490_496 && cost.weights < 14_600_000_000);

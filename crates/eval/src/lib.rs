@@ -136,7 +136,7 @@ struct Scorer<'m> {
 impl<'m> Scorer<'m> {
     fn new(model: &'m Zamba, context: usize) -> Self {
         let dev = model.device().clone();
-        let state = State::new(&model.config, dev.clone(), 1, context);
+        let state = State::new(model, 1, context);
         Scorer { model, workspace: Workspace::new(dev), state, nll: vec![] }
     }
 

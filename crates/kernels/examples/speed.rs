@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::{
-    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads,
-    Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, Linear, Mat, Scan, ScanAt,
+    ScanGrads, Span,
 };
 
 /// Best seconds of a call over about half a second of them.
@@ -117,7 +117,8 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
     let buf = |len| dev.alloc(Dtype::F32, len);
     let (mut y, mut saved, mut flat) = (buf(t * e), buf(scan.saved_len()), buf(e * (n + 2)));
     let each = 1e9 / (t * e) as f64;
-    let forward = time(|| dev.scan(&mut y, None, Some(&mut saved), scan));
+    let saving = time(|| dev.scan(&mut y, None, Some(&mut saved), scan));
+    let forward = time(|| dev.scan(&mut y, None, None, scan));
     let (mut dx, mut ddt, mut dp, mut dxz) = (buf(t * e), buf(t * e), buf(p.len()), buf(t * 2 * e));
     let backward = time(|| {
         let g = ScanGrads { dx_te: &mut dx, ddt_te: &mut ddt, dp: &mut dp, dxz: &mut dxz };
@@ -125,8 +126,9 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
         dev.scan_bwd(g, &mut flat, at, &y, &saved, scan);
     });
     println!(
-        "scan t={t} e={e} h={h} n={n}: forward {:.2} ns per token and channel, backward {:.2}",
+        "scan t={t} e={e} h={h} n={n}: forward {:.2} ns per token and channel, {:.2} under a tape, backward {:.2}",
         forward * each,
+        saving * each,
         backward * each
     );
     let plain = plain_scan(e, h, n);
@@ -147,25 +149,75 @@ fn scan_and_conv(dev: &Cpu, t: usize, e: usize, h: usize, n: usize) {
     );
 }
 
-fn attention(dev: &Cpu, t: usize, h: usize, p: usize) {
+fn attention(dev: &Cpu, bf16: bool, t: usize, h: usize, p: usize, backward: bool) {
     let spans = [Span { slot: 0, start: 0, len: t, pos: 0 }];
     let buf = || random(dev, Dtype::F32, t * h * p, 1.0);
     let (q, k, v) = (buf(), buf(), buf());
     let scale = (p as f32).powf(-0.5);
-    let a = Attention { t, h, kv: h, p, scale, spans: &spans, q: &q, k: &k, v: &v, slot_rows: None };
+    let a = Attention { t, h, kv: h, p, scale, bf16, spans: &spans, q: &q, k: &k, v: &v, slot_rows: None };
     let (mut y, mut lse) = (buf(), dev.alloc(Dtype::F32, t * h));
     // Half of the pairs are causal; a pair costs two products of width p forward and five backward.
     let flops = (2 * t * t / 2 * h * p) as f64;
-    let forward = time(|| dev.attention(&mut y, Some(&mut lse), a));
-    let (mut dq, mut dk, mut dv) = (buf(), buf(), buf());
-    let backward = time(|| dev.attention_bwd(&mut dq, &mut dk, &mut dv, &q, &y, &lse, a));
+    let seconds = time(|| dev.attention(&mut y, Some(&mut lse), a));
+    let (speed, ms) = (2.0 * flops / seconds / 1e9, seconds * 1e3);
+    let kind = if bf16 { "bf16" } else { "f32" };
+    print!("attention {kind} t={t} h={h} p={p}: forward {speed:.1} GFLOP/s ({ms:.2} ms)");
+    if backward {
+        let (mut dq, mut dk, mut dv) = (buf(), buf(), buf());
+        let seconds = time(|| dev.attention_bwd(&mut dq, &mut dk, &mut dv, &q, &y, &lse, a));
+        print!(", backward {:.1} ({:.2} ms)", 5.0 * flops / seconds / 1e9, seconds * 1e3);
+    }
+    println!();
+}
+
+/// Decoding `t` sequences, one token each, of `depth` tokens.
+fn decode(dev: &Cpu, bf16: bool, t: usize, depth: usize, h: usize, p: usize) {
+    let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F32 };
+    let cache = || dev.alloc(dtype, t * dev.cache_len(dtype, depth, h, p));
+    let (mut keys, mut values) = (cache(), cache());
+    for slot in 0..t {
+        let spans = [Span { slot, start: 0, len: depth, pos: 0 }];
+        let (k, v) =
+            (random(dev, Dtype::F32, depth * h * p, 1.0), random(dev, Dtype::F32, depth * h * p, 1.0));
+        let rows = CacheRows { kv: h, p, spans: &spans, k: &k, v: &v, slot_rows: depth };
+        dev.cache_rows(&mut keys, &mut values, rows);
+    }
+    let spans: Vec<_> = (0..t).map(|slot| Span { slot, start: slot, len: 1, pos: depth - 1 }).collect();
+    let (q, mut y) = (random(dev, Dtype::F32, t * h * p, 1.0), dev.alloc(Dtype::F32, t * h * p));
+    let (k, v, slot_rows, scale) = (&keys, &values, Some(depth), (p as f32).powf(-0.5));
+    let a = Attention { t, h, kv: h, p, scale, bf16, spans: &spans, q: &q, k, v, slot_rows };
+    let seconds = time(|| dev.attention(&mut y, None, a));
+    let bytes = (2 * t * depth * h * p * dtype.size()) as f64;
     println!(
-        "attention t={t} h={h} p={p}: forward {:.1} GFLOP/s ({:.2} ms), backward {:.1} ({:.2} ms)",
-        2.0 * flops / forward / 1e9,
-        forward * 1e3,
-        5.0 * flops / backward / 1e9,
-        backward * 1e3
+        "decode {dtype:?} t={t} depth={depth} h={h} p={p}: {:.2} ms, {:.1} GB/s",
+        seconds * 1e3,
+        bytes / seconds / 1e9
     );
+    let one = random(dev, Dtype::F32, t * h * p, 1.0);
+    let rows = CacheRows { kv: h, p, spans: &spans, k: &one, v: &one, slot_rows: depth };
+    let seconds = time(|| dev.cache_rows(&mut keys, &mut values, rows));
+    println!("cache_rows {dtype:?} t={t} depth={depth}: {:.1} us", seconds * 1e6);
+}
+
+/// Reading memory with all threads, the most that decoding can reach.
+fn read(dev: &Cpu) {
+    let x = random(dev, Dtype::F32, 256 << 20, 1.0);
+    let seconds = time(|| {
+        black_box(dev.sum_squares(&x, 0, x.len()));
+    });
+    println!("read: {:.1} GB/s", x.bytes() as f64 / seconds / 1e9);
+}
+
+fn attentions(dev: &Cpu) {
+    read(dev);
+    for bf16 in [true, false] {
+        attention(dev, bf16, 1024, 8, 128, true);
+        for t in [512, 1024, 2048, 4096] {
+            attention(dev, bf16, t, 16, 464, bf16 && t <= 1024);
+        }
+        decode(dev, bf16, 1, 4096, 16, 464);
+        decode(dev, bf16, 8, 1024, 16, 464);
+    }
 }
 
 fn others(dev: &Cpu) {
@@ -259,12 +311,13 @@ fn main() {
         }
     }
     if wanted("scan") {
+        // What one core does with all arrays in its second-level cache, then two layers.
+        scan_and_conv(&Cpu::with(isa, 1), 128, 256, 1, 16);
         scan_and_conv(dev, 1024, 1024, 2, 16);
         scan_and_conv(dev, 512, 7424, 2, 16);
     }
     if wanted("attention") {
-        attention(dev, 1024, 8, 64);
-        attention(dev, 512, 16, 464);
+        attentions(dev);
     }
     if wanted("others") {
         others(dev);

@@ -188,8 +188,13 @@ pub struct ScanGrads<'a> {
 /// Causal attention without position encoding.
 ///
 /// Query head `j` reads key/value head `j / (h / kv)`. The query at position `q` of a sequence sees keys
-/// `0..=q` of it. Row of key position `j` of span `s` in `k` and `v`: `s.slot * slot_rows + j` where
-/// `slot_rows` is given (a cache), else `s.start + j` (the packed rows of this call; needs `s.pos == 0`).
+/// `0..=q` of it. Without `slot_rows`, the key at position `j` of span `s` is row `s.start + j` of `k` and
+/// `v`, the packed rows of this call, which needs `s.pos == 0`. With it, `k` and `v` are a cache that
+/// [`Device::cache_rows`] has filled up to the last token of each span.
+///
+/// With `bf16`, operands of products are rounded to bf16 and sums are kept in f32: `q`, `k`, `v` and `dy` by
+/// [`crate::round_bf16`], and the weights of the values and the gradients of the scores in any scale that
+/// suits the kernel, so that each is off by up to 2^-8 of itself.
 #[derive(Clone, Copy)]
 pub struct Attention<'a> {
     /// Tokens.
@@ -202,16 +207,35 @@ pub struct Attention<'a> {
     pub p: usize,
     /// Factor on the scores.
     pub scale: f32,
+    /// Whether operands are rounded to bf16. The buffers of a cache are bf16 if so, else f32.
+    pub bf16: bool,
     /// Sequences in the packed rows.
     pub spans: &'a [Span],
     /// Queries, `[t, h * p]`.
     pub q: &'a Buf,
-    /// Keys, `[rows, kv * p]`.
+    /// Keys, `[t, kv * p]` or a cache.
     pub k: &'a Buf,
-    /// Values, `[rows, kv * p]`.
+    /// Values, `[t, kv * p]` or a cache.
     pub v: &'a Buf,
     /// Rows per slot when `k` and `v` are a cache.
     pub slot_rows: Option<usize>,
+}
+
+/// Keys and values of new tokens on their way into a cache, see [`Device::cache_rows`].
+#[derive(Clone, Copy)]
+pub struct CacheRows<'a> {
+    /// Key/value heads.
+    pub kv: usize,
+    /// Head width.
+    pub p: usize,
+    /// Sequences in the packed rows. Each continues what its slot holds, or begins at position 0.
+    pub spans: &'a [Span],
+    /// Keys, `[t, kv * p]`.
+    pub k: &'a Buf,
+    /// Values, `[t, kv * p]`.
+    pub v: &'a Buf,
+    /// Rows per slot of the cache.
+    pub slot_rows: usize,
 }
 
 /// Constants of one AdamW step over one parameter.
@@ -355,8 +379,13 @@ pub trait Device: Send + Sync {
     /// Gradients of [`Device::scan`]. Every span needs `pos == 0`.
     fn scan_bwd(&self, g: ScanGrads, dw_flat: &mut Buf, at: ScanAt, dy_te: &Buf, saved: &Buf, a: Scan);
 
-    /// Copies row `t` of each span of `x [t, c]` to row `slot * slot_rows + pos + t` of `cache`.
-    fn cache_rows(&self, cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize);
+    /// Elements that a cache of keys, or one of values, has for the first `rows` positions of a slot. Slot `s` of
+    /// a cache with `n` rows per slot begins at element `s * cache_len(n)`, and what it holds of a sequence of
+    /// `m` tokens is its first `cache_len(m)` elements. How they are arranged is the device's own business.
+    fn cache_len(&self, dtype: Dtype, rows: usize, kv: usize, p: usize) -> usize;
+
+    /// Puts the rows of each span at positions `pos ..` of its slot of the caches, rounding to their type.
+    fn cache_rows(&self, keys: &mut Buf, values: &mut Buf, a: CacheRows);
 
     /// `y [t, h * p]`; `lse_th`, if given, receives the log of the sum of exponentials per query.
     fn attention(&self, y: &mut Buf, lse_th: Option<&mut Buf>, a: Attention);

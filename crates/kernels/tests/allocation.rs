@@ -5,7 +5,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 use zamba_kernels::cpu::{Cpu, Isa};
-use zamba_kernels::{Act, Attention, Buf, Conv, Device, Dtype, Linear, Mat, Scan, Span};
+use zamba_kernels::{Act, Attention, Buf, CacheRows, Conv, Device, Dtype, Linear, Mat, Scan, Span};
 
 /// The system's allocator, counting the calls of each thread.
 struct Counting;
@@ -45,7 +45,8 @@ struct Step {
     arrays: [Buf; 7],
     vectors: [Buf; 4],
     weights: [Mat; 2],
-    cache: [Buf; 4],
+    state: [Buf; 2],
+    cache: [Buf; 2],
 }
 
 impl Step {
@@ -58,7 +59,8 @@ impl Step {
             arrays: [2 * E, E, p, E, E, E, E].map(|width| buf(t * width)),
             vectors: [E * K, E * N, E, E].map(buf),
             weights: [mat(p, E / H), mat(E, R)],
-            cache: [t * (K - 1) * E, t * N * E, t * SLOT_ROWS * E, t * SLOT_ROWS * E].map(buf),
+            state: [t * (K - 1) * E, t * N * E].map(buf),
+            cache: [(); 2].map(|()| dev.alloc(dtype, t * dev.cache_len(dtype, SLOT_ROWS, H, E / H))),
         }
     }
 
@@ -67,7 +69,7 @@ impl Step {
         let [xz, x, p, dt, y, q, out] = &mut self.arrays;
         let [w_ek, a_log_en, d_e, dt_bias_e] = &self.vectors;
         let [x_proj, dt_proj] = &self.weights;
-        let [window, state, keys, values] = &mut self.cache;
+        let ([window, state], [keys, values]) = (&mut self.state, &mut self.cache);
         let conv = Conv { t, e: E, k: K, act: Act::Silu, spans, xz, w_ek, bias_e: Some(d_e) };
         dev.conv(x, Some(window), conv);
         let map = Linear {
@@ -89,14 +91,10 @@ impl Step {
             Scan { t, e: E, h: H, n: N, r: R, spans, x_te: x, dt_te: dt, p, xz, a_log_en, d_e, dt_bias_e };
         dev.scan(y, Some(state), None, scan);
         dev.rmsnorm(q, None, y, d_e, 1e-5);
-        dev.cache_rows(keys, q, spans, SLOT_ROWS, E);
-        dev.cache_rows(values, y, spans, SLOT_ROWS, E);
+        let (kv, p, bf16) = (H, E / H, keys.dtype() == Dtype::Bf16);
+        dev.cache_rows(keys, values, CacheRows { kv, p, spans, k: q, v: y, slot_rows: SLOT_ROWS });
         let (k, v, slot_rows) = (&*keys, &*values, Some(SLOT_ROWS));
-        dev.attention(
-            out,
-            None,
-            Attention { t, h: H, kv: H, p: E / H, scale: 0.1, spans, q, k, v, slot_rows },
-        );
+        dev.attention(out, None, Attention { t, h: H, kv, p, scale: 0.1, bf16, spans, q, k, v, slot_rows });
         dev.glu(y, out, q, Act::Gelu);
     }
 }

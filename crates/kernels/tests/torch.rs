@@ -190,8 +190,19 @@ fn scan() {
 fn attention() {
     let (q, k, v, mut y) = (input(1, 24), input(2, 12), input(3, 12), empty(24));
     let spans = &whole(3);
-    let attention =
-        Attention { t: 3, h: 4, kv: 2, p: 2, scale: 0.5, spans, q: &q, k: &k, v: &v, slot_rows: None };
+    let attention = Attention {
+        t: 3,
+        h: 4,
+        kv: 2,
+        p: 2,
+        scale: 0.5,
+        bf16: false,
+        spans,
+        q: &q,
+        k: &k,
+        v: &v,
+        slot_rows: None,
+    };
     DEV.attention(&mut y, None, attention);
     let want = [
         0.0625,

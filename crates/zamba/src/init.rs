@@ -11,7 +11,7 @@ use zamba_kernels::{Device, Dtype};
 
 use crate::config::ZambaConfig;
 use crate::model::Zamba;
-use crate::philox::Philox;
+use crate::philox::{Philox, TOGETHER};
 use crate::spec::{TensorKind, TensorSpec};
 
 impl Zamba {
@@ -54,19 +54,21 @@ pub fn init_tensor(config: &ZambaConfig, spec: &TensorSpec, seed: u64, out: &mut
         }
         TensorKind::DtProj => {
             let bound = (config.mamba_dt_rank as f64).powf(-0.5);
-            in_parallel(out, |at, out| {
-                for (j, x) in out.iter_mut().enumerate() {
-                    *x = ((2.0 * random.uniform(at + j) - 1.0) * bound) as f32;
+            random.each(out, |draws, out| {
+                for (x, draw) in out.iter_mut().zip(draws) {
+                    *x = ((2.0 * draw - 1.0) * bound) as f32;
                 }
             });
         }
         TensorKind::DtBias => {
             let (lo, hi) = (config.time_step_min.ln(), config.time_step_max.ln());
-            for (j, x) in out.iter_mut().enumerate() {
-                let dt = (random.uniform(j) * (hi - lo) + lo).exp().max(config.time_step_floor);
-                // Inverse of softplus, so that dt starts log-uniform between the two bounds.
-                *x = (dt + (-(-dt).exp_m1()).ln()) as f32;
-            }
+            random.each(out, |draws, out| {
+                for (x, draw) in out.iter_mut().zip(draws) {
+                    let dt = (draw * (hi - lo) + lo).exp().max(config.time_step_floor);
+                    // Inverse of softplus, so that dt starts log-uniform between the two bounds.
+                    *x = (dt + (-(-dt).exp_m1()).ln()) as f32;
+                }
+            });
         }
         TensorKind::ALog => {
             for (j, a) in out.iter_mut().enumerate() {
@@ -76,7 +78,7 @@ pub fn init_tensor(config: &ZambaConfig, spec: &TensorSpec, seed: u64, out: &mut
     }
 }
 
-/// Values per thread and turn; even, because normal numbers come in pairs.
+/// Values per thread and turn; a multiple of those that are drawn together.
 const PART: usize = 1 << 16;
 
 /// Calls `fill` with every part of `out` and the place of its first value, on all processors if there are
@@ -110,18 +112,22 @@ impl Random {
         Random { rng: Philox::new(key) }
     }
 
-    /// Uniform in `[0, 1)`.
-    fn uniform(&self, at: usize) -> f64 {
-        self.rng.uniform_at(at as u64)
+    /// Calls `fill` with all values of `out`, a few at a time, and as many uniform draws in `[0, 1)` as there
+    /// are values, or more at the end.
+    fn each(&self, out: &mut [f32], fill: impl Fn([f64; TOGETHER], &mut [f32]) + Sync) {
+        in_parallel(out, |at, out| {
+            for (index, out) in out.chunks_mut(TOGETHER).enumerate() {
+                fill(self.rng.uniforms((at + index * TOGETHER) as u64), out);
+            }
+        });
     }
 
     /// Standard normal numbers times `std` by Box and Muller's transform, which gives two for two draws.
     fn normals(&self, out: &mut [f32], std: f64) {
-        in_parallel(out, |at, out| {
-            for (pair, out) in out.chunks_mut(2).enumerate() {
-                let at = at + 2 * pair;
-                let radius = (-2.0 * (1.0 - self.uniform(at)).ln()).sqrt();
-                let (sin, cos) = (std::f64::consts::TAU * self.uniform(at + 1)).sin_cos();
+        self.each(out, |draws, out| {
+            for (out, [a, b]) in out.chunks_mut(2).zip(draws.as_chunks().0) {
+                let radius = (-2.0 * (1.0 - a).ln()).sqrt();
+                let (sin, cos) = (std::f64::consts::TAU * b).sin_cos();
                 for (out, x) in out.iter_mut().zip([radius * cos, radius * sin]) {
                     *out = (x * std) as f32;
                 }
@@ -155,7 +161,7 @@ mod tests {
         let len = 4 * PART + 1;
         let (mut normals, random) = (vec![0.0; len], Random::new(9, "x"));
         random.normals(&mut normals, 2.0);
-        let mut rng = Philox::new(random.rng.seed());
+        let mut rng = random.rng;
         for pair in normals.chunks(2) {
             let radius = (-2.0 * (1.0 - rng.uniform()).ln()).sqrt();
             let (sin, cos) = (std::f64::consts::TAU * rng.uniform()).sin_cos();

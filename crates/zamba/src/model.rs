@@ -185,11 +185,18 @@ impl Zamba {
                 kv: c.num_key_value_heads,
                 p: c.attention_head_dim,
                 scale: c.attention_scale(),
+                bf16: self.rounds_attention(),
             },
             eps: c.rms_norm_eps as f32,
             hidden_act: c.hidden_act,
             mamba_act: c.hidden_mamba_act,
         }
+    }
+
+    /// Whether attention rounds the operands of its products to bf16, and so keeps keys and values in it: where
+    /// weight matrices are not f32.
+    pub fn rounds_attention(&self) -> bool {
+        self.shared.as_ref().is_some_and(|s| s.k.mat().dtype() != Dtype::F32)
     }
 
     /// The device that holds the weights.

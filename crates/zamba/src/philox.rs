@@ -27,29 +27,60 @@ fn block(mut ctr: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     ctr
 }
 
+/// Draws that are made together, so that the compiler makes vectors of them.
+pub(crate) const TOGETHER: usize = 16;
+
+/// [`block`] of counters `at ..+ TOGETHER`: the two low words of each, as one number.
+#[inline]
+#[expect(clippy::needless_range_loop, reason = "one number indexes all four words")]
+fn blocks(at: u64, mut key: [u32; 2]) -> [u64; TOGETHER] {
+    const LOW: u64 = 0xffff_ffff;
+    let mut ctr = [[0; TOGETHER]; 4];
+    for l in 0..TOGETHER {
+        let at = at.wrapping_add(l as u64);
+        (ctr[0][l], ctr[1][l]) = (at & LOW, at >> 32);
+    }
+    for round in 0..10 {
+        if round > 0 {
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        for l in 0..TOGETHER {
+            let p0 = u64::from(MULTIPLIERS[0]) * ctr[0][l];
+            let p1 = u64::from(MULTIPLIERS[1]) * ctr[2][l];
+            let (c1, c3) = (ctr[1][l], ctr[3][l]);
+            (ctr[0][l], ctr[1][l]) = ((p1 >> 32) ^ c1 ^ u64::from(key[0]), p1 & LOW);
+            (ctr[2][l], ctr[3][l]) = ((p0 >> 32) ^ c3 ^ u64::from(key[1]), p0 & LOW);
+        }
+    }
+    std::array::from_fn(|l| ctr[0][l] | (ctr[1][l] << 32))
+}
+
+/// Uniform on the multiples of 2^-53 in [0, 1).
+#[inline]
+fn unit(bits: u64) -> f64 {
+    (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+}
+
 impl Philox {
     pub(crate) fn new(seed: u64) -> Self {
         Self { seed, draws: 0 }
     }
 
-    #[cfg(test)]
-    pub(crate) fn seed(&self) -> u64 {
-        self.seed
-    }
-
     /// The next draw, uniform on the multiples of 2^-53 in [0, 1).
     pub(crate) fn uniform(&mut self) -> f64 {
-        let draw = self.uniform_at(self.draws);
+        let out = block([self.draws as u32, (self.draws >> 32) as u32, 0, 0], self.key());
         self.draws += 1;
-        draw
+        unit(u64::from(out[0]) | (u64::from(out[1]) << 32))
     }
 
-    /// Draw number `at` of the stream, whatever was drawn before.
+    /// Draws `at ..+ TOGETHER` of the stream, whatever was drawn before.
     #[inline]
-    pub(crate) fn uniform_at(&self, at: u64) -> f64 {
-        let out = block([at as u32, (at >> 32) as u32, 0, 0], [self.seed as u32, (self.seed >> 32) as u32]);
-        let bits = u64::from(out[0]) | (u64::from(out[1]) << 32);
-        (bits >> 11) as f64 * (1.0 / (1u64 << 53) as f64)
+    pub(crate) fn uniforms(&self, at: u64) -> [f64; TOGETHER] {
+        blocks(at, self.key()).map(unit)
+    }
+
+    fn key(&self) -> [u32; 2] {
+        [self.seed as u32, (self.seed >> 32) as u32]
     }
 }
 
@@ -68,6 +99,15 @@ mod tests {
         ];
         for (counter, key, expected) in cases {
             assert_eq!(block(counter, key), expected);
+        }
+    }
+
+    #[test]
+    fn draws_together_are_those_one_by_one() {
+        for start in [0, 5, (1 << 32) - 7] {
+            let mut rng = Philox { seed: 0x0123_4567_89ab_cdef, draws: start };
+            let together = rng.uniforms(start);
+            assert_eq!(together, std::array::from_fn(|_| rng.uniform()));
         }
     }
 

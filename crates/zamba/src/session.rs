@@ -27,8 +27,8 @@ impl<'m> Session<'m> {
         let dev = model.device().clone();
         Session {
             model,
-            workspace: Workspace::new(dev.clone()),
-            state: State::new(&model.config, dev, 1, context),
+            workspace: Workspace::new(dev),
+            state: State::new(model, 1, context),
             logits: vec![0.0; model.config.vocab_size],
             chunk: PREFILL_CHUNK,
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use zamba_kernels::{Buf, Device, Dtype, Span};
 
-use crate::config::ZambaConfig;
+use crate::model::Zamba;
 
 /// Recurrent and attention state of `slots` sequences of at most `context` tokens.
 ///
@@ -16,7 +16,8 @@ pub struct State {
     /// Tokens that each slot has seen.
     lens: Vec<usize>,
     context: usize,
-    kv_width: usize,
+    kv: usize,
+    p: usize,
 }
 
 /// State of one Mamba layer.
@@ -27,16 +28,17 @@ pub(crate) struct MambaState {
     pub(crate) ssm: Buf,
 }
 
-/// Keys and values of one use of the shared block, each `[slots * context, kv * p]`.
+/// Keys and values of one use of the shared block, caches as the device arranges them.
 pub(crate) struct KvState {
     pub(crate) k: Buf,
     pub(crate) v: Buf,
 }
 
 impl State {
-    /// Empty state for `slots` sequences of at most `context` tokens.
-    pub fn new(config: &ZambaConfig, dev: Arc<dyn Device>, slots: usize, context: usize) -> Self {
-        let e = config.d_inner();
+    /// Empty state of `model` for `slots` sequences of at most `context` tokens.
+    pub fn new(model: &Zamba, slots: usize, context: usize) -> Self {
+        let (config, dev) = (&model.config, model.device().clone());
+        let (e, kv, p) = (config.d_inner(), config.num_key_value_heads, config.attention_head_dim);
         let f32s = |len| dev.alloc(Dtype::F32, len);
         let mamba = (0..config.num_hidden_layers)
             .map(|_| MambaState {
@@ -44,11 +46,10 @@ impl State {
                 ssm: f32s(slots * config.mamba_d_state * e),
             })
             .collect();
-        let kv_len = slots * context * config.kv_width();
-        let sites =
-            config.hybrid_layers().iter().map(|_| KvState { k: f32s(kv_len), v: f32s(kv_len) }).collect();
-        let kv_width = config.kv_width();
-        State { dev, mamba, sites, lens: vec![0; slots], context, kv_width }
+        let dtype = if model.rounds_attention() { Dtype::Bf16 } else { Dtype::F32 };
+        let cache = || dev.alloc(dtype, slots * dev.cache_len(dtype, context, kv, p));
+        let sites = config.hybrid_layers().iter().map(|_| KvState { k: cache(), v: cache() }).collect();
+        State { dev, mamba, sites, lens: vec![0; slots], context, kv, p }
     }
 
     /// Tokens that the sequence in `slot` has seen.
@@ -71,9 +72,11 @@ impl State {
         self.mamba.iter().map(|m| m.window.bytes() + m.ssm.bytes()).sum::<usize>() / self.slots()
     }
 
-    /// Bytes of keys and values that each token adds.
+    /// Bytes of keys and values that a token adds, on average over many: a device makes room for several at once.
     pub fn kv_bytes_per_token(&self) -> usize {
-        self.sites.iter().map(|s| s.k.bytes() + s.v.bytes()).sum::<usize>() / (self.slots() * self.context)
+        const MANY: usize = 1 << 12;
+        let bytes = |b: &Buf| self.dev.cache_len(b.dtype(), MANY, self.kv, self.p) * b.dtype().size() / MANY;
+        self.sites.iter().map(|s| bytes(&s.k) + bytes(&s.v)).sum()
     }
 
     /// Forgets the sequence in `slot`. The next span there must begin at position 0, which ignores
@@ -92,8 +95,8 @@ impl State {
             copy_part(&*self.dev, &mut m.window, slots, to, from, None);
             copy_part(&*self.dev, &mut m.ssm, slots, to, from, None);
         }
-        let used = self.lens[from] * self.kv_width;
         for s in &mut self.sites {
+            let used = self.dev.cache_len(s.k.dtype(), self.lens[from], self.kv, self.p);
             copy_part(&*self.dev, &mut s.k, slots, to, from, Some(used));
             copy_part(&*self.dev, &mut s.v, slots, to, from, Some(used));
         }

@@ -2,14 +2,22 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{cpus, devices, lively, logits, small_config, tokens};
 use zamba::{Batch, State, Workspace, Zamba};
-use zamba_kernels::Dtype;
+use zamba_kernels::{Device, Dtype};
 
 const PROMPT: usize = 64;
 
+/// Each device with f32 and with bf16 weights.
+fn in_each_format(devices: Vec<Arc<dyn Device>>) -> Vec<(Arc<dyn Device>, Dtype)> {
+    let formats = [Dtype::F32, Dtype::Bf16];
+    formats.iter().flat_map(|format| devices.iter().map(move |dev| (dev.clone(), *format))).collect()
+}
+
 fn chunked(model: &Zamba, ws: &Workspace, toks: &[u32], cuts: &[usize]) -> Vec<u32> {
-    let mut state = State::new(&model.config, model.device().clone(), 1, toks.len());
+    let mut state = State::new(model, 1, toks.len());
     let mut out = vec![];
     let mut at = 0;
     for &len in cuts {
@@ -57,10 +65,27 @@ fn whole_prefill_equals_every_chunking_and_one_by_one() {
     }
 }
 
+/// More keys than any block of attention holds.
+#[test]
+fn a_long_prompt_equals_its_chunks_and_one_by_one() {
+    const LONG: usize = 600;
+    let by_sevens = [vec![7; LONG / 7], vec![LONG % 7]].concat();
+    let late = [vec![LONG - 40], vec![1; 40]].concat();
+    for (dev, format) in in_each_format(cpus(2)) {
+        let model = lively(&small_config(), dev.clone(), format, 6);
+        let ws = Workspace::new(dev.clone());
+        let toks = tokens(LONG, 61, 10);
+        let whole = logits(&model, &ws, Batch::of(&toks), None);
+        for cuts in [vec![LONG], vec![100, 500], vec![257, 255, 88], by_sevens.clone(), late.clone()] {
+            assert!(chunked(&model, &ws, &toks, &cuts) == whole, "{} {format:?} {cuts:?}", dev.name());
+        }
+    }
+}
+
 #[test]
 fn a_sequence_among_others_equals_alone() {
-    for dev in devices() {
-        let model = lively(&small_config(), dev.clone(), Dtype::F32, 2);
+    for (dev, format) in in_each_format(devices()) {
+        let model = lively(&small_config(), dev.clone(), format, 2);
         let ws = Workspace::new(dev.clone());
         let seqs: Vec<_> = [17, 1, 40, 3].iter().map(|&n| tokens(n, 61, n as u64)).collect();
         let alone: Vec<_> = seqs.iter().map(|s| logits(&model, &ws, Batch::of(s), None)).collect();
@@ -68,7 +93,7 @@ fn a_sequence_among_others_equals_alone() {
         for (j, s) in seqs.iter().enumerate() {
             together.push(3 - j, 0, s);
         }
-        let mut state = State::new(&model.config, dev.clone(), 4, 64);
+        let mut state = State::new(&model, 4, 64);
         assert!(logits(&model, &ws, together.clone(), Some(&mut state)) == alone.concat(), "{}", dev.name());
         assert!(logits(&model, &ws, together, None) == alone.concat(), "{} without state", dev.name());
     }
@@ -76,14 +101,14 @@ fn a_sequence_among_others_equals_alone() {
 
 #[test]
 fn decode_rows_beside_a_prompt_chunk_equal_alone() {
-    for dev in cpus(2) {
-        let model = lively(&small_config(), dev.clone(), Dtype::F32, 3);
+    for (dev, format) in in_each_format(cpus(2)) {
+        let model = lively(&small_config(), dev.clone(), format, 3);
         let ws = Workspace::new(dev.clone());
         let (a, b) = (tokens(20, 61, 1), tokens(30, 61, 2));
         let row = |bits: &[u32], j: usize| bits[j * 61..(j + 1) * 61].to_vec();
         let (whole_a, whole_b) =
             (logits(&model, &ws, Batch::of(&a), None), logits(&model, &ws, Batch::of(&b), None));
-        let mut state = State::new(&model.config, dev.clone(), 2, 64);
+        let mut state = State::new(&model, 2, 64);
         let mut first = Batch::default();
         first.push(1, 0, &a[..19]);
         logits(&model, &ws, first, Some(&mut state));
@@ -101,10 +126,10 @@ fn thread_counts_agree() {
     let toks = tokens(PROMPT, 61, 4);
     let runs: Vec<Vec<Vec<u32>>> = [1, 2, 3]
         .map(|threads| {
-            cpus(threads)
+            in_each_format(cpus(threads))
                 .into_iter()
-                .map(|dev| {
-                    let model = lively(&small_config(), dev.clone(), Dtype::F32, 4);
+                .map(|(dev, format)| {
+                    let model = lively(&small_config(), dev.clone(), format, 4);
                     logits(&model, &Workspace::new(dev), Batch::of(&toks), None)
                 })
                 .collect()
@@ -115,11 +140,11 @@ fn thread_counts_agree() {
 
 #[test]
 fn a_used_slot_starts_clean_and_a_copied_slot_goes_its_own_way() {
-    for dev in devices() {
-        let model = lively(&small_config(), dev.clone(), Dtype::F32, 5);
+    for (dev, format) in in_each_format(devices()) {
+        let model = lively(&small_config(), dev.clone(), format, 5);
         let ws = Workspace::new(dev.clone());
         let (a, b) = (tokens(12, 61, 6), tokens(9, 61, 7));
-        let mut state = State::new(&model.config, dev.clone(), 2, 64);
+        let mut state = State::new(&model, 2, 64);
         logits(&model, &ws, Batch::of(&tokens(33, 61, 8)), Some(&mut state));
         state.reset(0);
         let fresh = logits(&model, &ws, Batch::of(&a), Some(&mut state));

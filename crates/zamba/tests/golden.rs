@@ -138,7 +138,7 @@ fn logits_agree_when_state_is_carried() {
         for dev in devices() {
             let model = load(&dir, dev.clone());
             let vocab = model.config.vocab_size;
-            let mut state = State::new(&model.config, dev.clone(), rows.len(), rows[0].len());
+            let mut state = State::new(&model, rows.len(), rows[0].len());
             let mut got = vec![vec![]; rows.len()];
             for (at, end) in [(0, 1), (1, 2), (2, 9), (9, 11), (11, rows[0].len())] {
                 let mut batch = Batch::default();

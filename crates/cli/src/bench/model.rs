@@ -114,7 +114,7 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     });
     drop(checkpoint);
 
-    let probe = State::new(&model.config, cpu.clone(), 1, 1);
+    let probe = State::new(&model, 1, 1);
     let cost = Cost::of_model(&model, probe.kv_bytes_per_token() as u64);
     drop(probe);
     let mut progress = Progress::new("measuring", tests.len() as u64, Unit::Items("tests"));
@@ -159,7 +159,7 @@ fn measure(model: &Zamba, cost: &Cost, test: Test, plan: &Plan) -> anyhow::Resul
     common::check_bytes(bytes, &format!("the state of {} does not fit; use fewer tokens", test.name()))?;
     let mut tokens = Tokens::new(plan.seed, model.config.vocab_size);
     let workspace = Workspace::new(model.device().clone());
-    let mut state = State::new(&model.config, model.device().clone(), slots, context);
+    let mut state = State::new(model, slots, context);
     if test.depth > 0 {
         prompt(model, &workspace, &mut state, test.batch..slots, &mut tokens, test.depth)?;
     }

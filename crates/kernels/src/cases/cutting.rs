@@ -1,7 +1,7 @@
 //! Equal bits however a sequence is cut up, and whoever is served beside it.
 
 use super::{Rng, download, rubbish, upload};
-use crate::{Act, Attention, Buf, Conv, Device, Dtype, Linear, Mat, Scan, Span};
+use crate::{Act, Attention, Buf, CacheRows, Conv, Device, Dtype, Linear, Mat, Scan, Span};
 
 /// Tokens of the sequence: more than two chunks of the scan.
 const TOKENS: usize = 150;
@@ -16,6 +16,7 @@ const SLOTS: usize = 3;
 
 /// A layer's worth of inputs and weights, with every kernel that carries state or sums over inputs.
 struct Layer {
+    dtype: Dtype,
     xz: Vec<f32>,
     w_ek: Buf,
     bias_e: Buf,
@@ -37,12 +38,17 @@ struct Carried {
 
 impl Carried {
     /// Slots full of NaN: new sequences must not read them.
-    fn new(dev: &dyn Device) -> Self {
+    fn new(dev: &dyn Device, dtype: Dtype) -> Self {
+        let cache = || {
+            let mut cache = dev.alloc(dtype, SLOTS * dev.cache_len(dtype, TOKENS, H, E / H));
+            dev.fill(&mut cache, f32::NAN);
+            cache
+        };
         Carried {
             window: rubbish(dev, SLOTS * (K - 1) * E),
             state: rubbish(dev, SLOTS * N * E),
-            keys: rubbish(dev, SLOTS * TOKENS * E),
-            values: rubbish(dev, SLOTS * TOKENS * E),
+            keys: cache(),
+            values: cache(),
         }
     }
 }
@@ -54,6 +60,7 @@ impl Layer {
         let a_log: Vec<f32> = (0..E * N).map(|i| ((i % N + 1) as f32).ln()).collect();
         let f32s = |values: &[f32]| upload(dev, Dtype::F32, values);
         Layer {
+            dtype,
             xz: rng.normals(TOKENS * 2 * E),
             w_ek: f32s(&rng.normals(E * K)),
             bias_e: f32s(&rng.normals(E)),
@@ -103,11 +110,13 @@ impl Layer {
 
         let mut q = rubbish(dev, t * E);
         dev.rmsnorm(&mut q, None, &y_te, &self.norm_e, 1e-5);
-        dev.cache_rows(&mut carried.keys, &q, spans, TOKENS, E);
-        dev.cache_rows(&mut carried.values, &y_te, spans, TOKENS, E);
+        let rows = CacheRows { kv: H, p: E / H, spans, k: &q, v: &y_te, slot_rows: TOKENS };
+        dev.cache_rows(&mut carried.keys, &mut carried.values, rows);
         let mut out = rubbish(dev, t * E);
         let (k, v, slot_rows) = (&carried.keys, &carried.values, Some(TOKENS));
-        let attention = Attention { t, h: H, kv: H, p: E / H, scale: 0.3, spans, q: &q, k, v, slot_rows };
+        let bf16 = self.dtype == Dtype::Bf16;
+        let attention =
+            Attention { t, h: H, kv: H, p: E / H, scale: 0.3, bf16, spans, q: &q, k, v, slot_rows };
         dev.attention(&mut out, None, attention);
         [x_te, p, dt_te, &y_te, &q, &out].map(|b| download(dev, b)).to_vec()
     }
@@ -115,7 +124,7 @@ impl Layer {
     /// Results of the sequence cut into `pieces`, each packed after `before` and before `after` tokens of
     /// neighbours.
     fn run(&self, dev: &dyn Device, pieces: &[usize], before: usize, after: usize) -> Vec<Vec<u32>> {
-        let mut carried = Carried::new(dev);
+        let mut carried = Carried::new(dev, self.dtype);
         let mut rng = Rng::new("neighbours");
         let mut results = vec![vec![]; 6];
         let mut pos = 0;

@@ -179,6 +179,10 @@ trait Op: Send + Sync {
     fn dy(&self, rng: &mut Rng, len: usize) -> Vec<f32> {
         rng.normals(len)
     }
+    /// Whether the backward kernel rounds that gradient to bf16 though all inputs are f32.
+    fn rounds_dy(&self) -> bool {
+        false
+    }
     /// Gradients of all inputs that have one, from inputs, outputs and the gradient of the first output.
     fn define_bwd<R: Real>(&self, _x: &[Vec<R>], _y: &[Vec<R>], _dy: &[R]) -> Vec<Vec<R>> {
         vec![]

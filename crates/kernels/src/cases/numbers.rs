@@ -70,6 +70,9 @@ impl Real for Dual {
     fn to_bf16(self) -> Self {
         Dual { v: self.v.to_bf16(), d: self.d }
     }
+    fn rounded_weight(self) -> Self {
+        self
+    }
     fn exp(self) -> Self {
         let v = self.v.exp();
         Dual { v, d: self.d * v }
@@ -91,6 +94,9 @@ impl Real for Dual {
 
 /// Unit roundoff of f32: one rounded operation changes a result by at most this fraction.
 pub(crate) const UNIT: f64 = 1.0 / (1 << 24) as f64;
+
+/// Unit roundoff of bf16, which has 8 bits of significand.
+pub(crate) const UNIT_BF16: f64 = 1.0 / (1 << 8) as f64;
 
 /// What a kernel's own elementary functions may be off by, in [`UNIT`]s: 4 ulp of f32. Relative for exp,
 /// ln and ln_1p; absolute for erf, which the definitions only use as `1 + erf`.
@@ -197,6 +203,10 @@ impl Real for Rounded {
     fn to_bf16(self) -> Self {
         assert_eq!(self.error(), 0.0, "only inputs of a kernel are rounded to bf16");
         Rounded::of(self.v.to_bf16())
+    }
+    fn rounded_weight(self) -> Self {
+        let error = self.error();
+        Rounded::closed(self.v, error + UNIT_BF16 * (self.v.abs() + error))
     }
     fn exp(self) -> Self {
         let v = self.v.exp();

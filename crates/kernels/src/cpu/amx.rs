@@ -174,6 +174,27 @@ pub(super) struct B<'a, T> {
     pub(super) tile: usize,
 }
 
+/// Tiles of B that lie apart, each of them one run of memory.
+#[derive(Clone, Copy)]
+pub(super) struct Spread<'a, T> {
+    /// From the first tile on.
+    pub(super) x: &'a [T],
+    /// From one tile to the tile of the next columns.
+    pub(super) tile: usize,
+    /// From one step to the next.
+    pub(super) step: usize,
+}
+
+/// Tiles of C that lie apart, each of them one run of memory.
+pub(super) struct C<'a> {
+    /// From the first tile on.
+    pub(super) x: &'a mut [f32],
+    /// From one tile to that of the next tile of A.
+    pub(super) a: usize,
+    /// From one tile to that of the next tile of B.
+    pub(super) b: usize,
+}
+
 /// What will be needed soon and is fetched into L2 meanwhile: in each step a line of each of two rows, and two
 /// lines of a run. Nothing is read, so any address will do.
 #[derive(Clone, Copy)]
@@ -197,6 +218,24 @@ pub(super) enum Start<'a, T> {
     Own,
     /// Tiles laid out as those of C.
     From(&'a [T]),
+}
+
+impl<T> From<bool> for Start<'_, T> {
+    /// Whether this is the first product.
+    fn from(first: bool) -> Self {
+        if first { Start::Zero } else { Start::Own }
+    }
+}
+
+/// Fetches the lines of `x` into L2. Rows that lie pages apart need it: the processor's own prefetching ends
+/// with the page.
+#[inline(always)]
+pub(super) fn prefetch<T>(x: &[T]) {
+    let (start, bytes) = (x.as_ptr().cast::<i8>(), size_of_val(x));
+    for at in (0..bytes).step_by(64) {
+        // SAFETY: every x86-64 processor has the instruction, and it never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at)) }
+    }
 }
 
 /// Where the tiles of a product lie, in bytes.
@@ -260,23 +299,22 @@ macro_rules! c_tile {
 
 /// A method of [`Tiles`] for operands of one type.
 macro_rules! product {
-    ($(#[$doc:meta])* $name:ident, $type_a:ty, $type_b:ty, $type_c:ty, $multiply:literal) => {
+    ($(#[$doc:meta])* $name:ident, $raw:ident, $type_a:ty, $type_b:ty, $type_c:ty, $multiply:literal) => {
         impl Tiles {
             $(#[$doc])*
             ///
-            /// `c` receives the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together. They
-            /// start from `start`.
+            /// `c` receives the `M * N` tiles of C, each `[16, columns]`, those of one tile of A together.
             ///
             /// # Panics
             /// If a slice is too short, or there is no step.
             #[inline]
-            pub(super) fn $name<const M: usize, const N: usize>(
+            pub(super) fn $name<'s, const M: usize, const N: usize>(
                 &self,
                 c: &mut [$type_c],
-                start: Start<$type_c>,
                 a: A<$type_a>,
                 b: B<$type_b>,
                 steps: usize,
+                start: impl Into<Start<'s, $type_c>>,
                 ahead: Ahead<$type_a>,
             ) {
                 const { assert!(M >= 1 && M <= 2 && N >= 1 && N <= 2) }
@@ -286,16 +324,40 @@ macro_rules! product {
                 assert!(steps > 0 && c.len() >= M * N * size, "tiles of C");
                 assert!(a.end(M, steps, WIDTH) <= a.x.len(), "tiles of A");
                 assert!((N - 1) * b.tile + steps * size * ADJACENT <= b.x.len(), "tiles of B");
-                let (c, row) = (c.as_mut_ptr(), 4 * self.columns);
-                let tile = |j: usize| c.wrapping_add(j * size);
-                let before = match start {
+                let tiles = [0, size, N * size, 3 * size];
+                let c = c.as_mut_ptr();
+                let c = tiles.map(|at| c.wrapping_add(at));
+                let start = match start.into() {
                     Start::Zero => None,
-                    Start::Own => Some(c.cast_const()),
+                    Start::Own => Some(c.map(<*mut $type_c>::cast_const)),
                     Start::From(before) => {
                         assert!(before.len() >= M * N * size, "tiles of C");
-                        Some(before.as_ptr())
+                        Some(tiles.map(|at| before.as_ptr().wrapping_add(at)))
                     }
                 };
+                let b = Spread { x: b.x, tile: b.tile, step: size * ADJACENT };
+                // SAFETY: each tile of C is `size` numbers within `c`, tile `(1, 0)` being the one after the `N` of
+                // the first row; those of A and B lie within their slices, as asserted above.
+                unsafe { self.$raw::<M, N>(c, start, a, b, steps, ahead) }
+            }
+
+            /// The same with tiles `(0, 0)`, `(0, 1)`, `(1, 0)` and `(1, 1)` of C at `c`, to start from those at
+            /// `start` or from zero.
+            ///
+            /// # Safety
+            /// Each of the `M * N` tiles of C is 16 times `columns` numbers that may be written, or read. Tiles of A and B lie
+            /// within their slices, and there is a step.
+            #[inline]
+            unsafe fn $raw<const M: usize, const N: usize>(
+                &self,
+                c: [*mut $type_c; 4],
+                start: Option<[*const $type_c; 4]>,
+                a: A<$type_a>,
+                b: Spread<$type_b>,
+                steps: usize,
+                ahead: Ahead<$type_a>,
+            ) {
+                let row = 4 * self.columns;
                 let (a0, b0) = (a.x.as_ptr(), b.x.as_ptr());
                 let a1 = if M == 2 { a0.wrapping_add(a.tile) } else { a0 };
                 let b1 = if N == 2 { b0.wrapping_add(b.tile) } else { b0 };
@@ -307,24 +369,22 @@ macro_rules! product {
                     a_row: a.row * size_of::<$type_a>(),
                     a_step: a.step * size_of::<$type_a>(),
                     b_row: row,
-                    b_step: SIDE * row,
+                    b_step: b.step * size_of::<$type_b>(),
                     steps,
                 };
-                // SAFETY: `self` says that the tiles are configured for `columns`. Each tile of C is `size`
-                // numbers within `c`; those of A and B lie within their slices, as asserted above; prefetches
-                // do not fault, whatever their address.
+                // SAFETY: `self` says that the tiles are configured for `columns`; the caller vouches for all memory
+                // but that of prefetches, which do not fault, whatever their address.
                 unsafe {
-                    if let Some(before) = before {
-                        let old = |j: usize| before.wrapping_add(j * size);
-                        c_tile!("load", "0", old(0), row);
+                    if let Some(start) = start {
+                        c_tile!("load", "0", start[0], row);
                         if N == 2 {
-                            c_tile!("load", "1", old(1), row);
+                            c_tile!("load", "1", start[1], row);
                         }
                         if M == 2 {
-                            c_tile!("load", "2", old(N), row);
+                            c_tile!("load", "2", start[2], row);
                         }
                         if M * N == 4 {
-                            c_tile!("load", "3", old(3), row);
+                            c_tile!("load", "3", start[3], row);
                         }
                     } else {
                         asm!("tilezero tmm0", options(nostack, nomem));
@@ -373,15 +433,15 @@ macro_rules! product {
                             concat!($multiply, " tmm3, tmm5, tmm7"),
                         ),
                     }
-                    c_tile!("store", "0", tile(0), row);
+                    c_tile!("store", "0", c[0], row);
                     if N == 2 {
-                        c_tile!("store", "1", tile(1), row);
+                        c_tile!("store", "1", c[1], row);
                     }
                     if M == 2 {
-                        c_tile!("store", "2", tile(N), row);
+                        c_tile!("store", "2", c[2], row);
                     }
                     if M * N == 4 {
-                        c_tile!("store", "3", tile(3), row);
+                        c_tile!("store", "3", c[3], row);
                     }
                 }
             }
@@ -391,14 +451,41 @@ macro_rules! product {
 
 product!(
     /// Products of `M` tiles of A and `N` of B, in bf16 with sums in f32, over `steps` steps of [`STEP`].
-    product_bf16, bf16, bf16, f32, "tdpbf16ps"
+    product_bf16, raw_bf16, bf16, bf16, f32, "tdpbf16ps"
 );
 product!(
     /// Products of `M` tiles of signed A and `N` of unsigned B, exact, over `steps` steps of [`STEP_I8`].
-    product_i8_u8, i8, u8, i32, "tdpbsud"
+    product_i8_u8, raw_i8_u8, i8, u8, i32, "tdpbsud"
 );
 
 impl Tiles {
+    /// As [`Tiles::product_bf16`] for tiles of B and C that may lie apart.
+    ///
+    /// # Panics
+    /// If a slice is too short, or there is no step.
+    #[inline]
+    pub(super) fn spread_bf16<const M: usize, const N: usize>(
+        &self,
+        c: C,
+        a: A<bf16>,
+        b: Spread<bf16>,
+        steps: usize,
+        first: bool,
+        ahead: Ahead<bf16>,
+    ) {
+        const { assert!(M >= 1 && M <= 2 && N >= 1 && N <= 2) }
+        let size = SIDE * self.columns;
+        assert!(steps > 0 && c.x.len() >= (M - 1) * c.a + (N - 1) * c.b + size, "tiles of C");
+        assert!(a.end(M, steps, STEP) <= a.x.len(), "tiles of A");
+        assert!((N - 1) * b.tile + (steps - 1) * b.step + 2 * size <= b.x.len(), "tiles of B");
+        let at = c.x.as_mut_ptr();
+        let c = [at, at.wrapping_add(c.b), at.wrapping_add(c.a), at.wrapping_add(c.a + c.b)];
+        let start = (!first).then_some(c.map(<*mut f32>::cast_const));
+        // SAFETY: each tile of C is `size` numbers and one of B twice as many, and all tiles lie within their
+        // slices, as asserted above.
+        unsafe { self.raw_bf16::<M, N>(c, start, a, b, steps, ahead) }
+    }
+
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point
     /// operations, two per product: the most that bf16 tiles could do in the time of the call. The tiles are
     /// filled from `x`: the unit is slower on numbers of many bits, which draw more power, than on zeros.

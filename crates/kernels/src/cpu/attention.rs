@@ -2,12 +2,16 @@
 //!
 //! Keys are taken in blocks cut at absolute positions, in order, with a running maximum and sum per query
 //! (online softmax), so a query's result does not depend on the queries that share its call.
+//!
+//! This file has the kernels that compute in vectors, for f32 and, where there are no tiles, for bf16. The
+//! two differ in how keys and values lie in memory ([`Source`]).
 
-use super::math::exp;
+use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape, with_blocks};
+use super::math::exp_weight;
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, scratch};
-use crate::{Attention, Buf, Span};
+use crate::{Attention, Buf, Span, round_bf16};
 
 /// Keys per block: with [`QUERIES`] 8 KiB of scores; a block of keys or values of width 128 is 32 KiB.
 pub(super) const KEYS: usize = 64;
@@ -29,13 +33,23 @@ impl<'a> Rows<'a> {
         &self.x[self.at + r * self.stride..][..self.width]
     }
 
+    /// Rows `rows` as far as there are any.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(super) fn prefetch(&self, rows: std::ops::Range<usize>) {
+        for r in rows {
+            let row = self.x.get(self.at + r * self.stride..).unwrap_or_default();
+            super::amx::prefetch(&row[..self.width.min(row.len())]);
+        }
+    }
+
     /// The same rows, counted from row `r`.
     pub(super) fn from(self, r: usize) -> Self {
         Rows { at: self.at + r * self.stride, ..self }
     }
 }
 
-/// The arrays of an attention as slices.
+/// Sizes and queries of an attention.
 #[derive(Clone, Copy)]
 pub(super) struct Arrays<'a> {
     pub(super) h: usize,
@@ -43,10 +57,7 @@ pub(super) struct Arrays<'a> {
     pub(super) p: usize,
     pub(super) scale: f32,
     pub(super) spans: &'a [Span],
-    pub(super) slot_rows: Option<usize>,
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    pub(super) q: &'a [f32],
 }
 
 impl<'a> Arrays<'a> {
@@ -55,15 +66,13 @@ impl<'a> Arrays<'a> {
     pub(super) fn new(a: &Attention<'a>) -> Self {
         assert!(a.kv > 0 && a.h.is_multiple_of(a.kv), "{} query heads over {} key heads", a.h, a.kv);
         assert!(a.q.len() == a.t * a.h * a.p && a.k.len() == a.v.len(), "arrays of attention");
-        let (q, k, v) = (a.q.f32(), a.k.f32(), a.v.f32());
+        let packed = a.slot_rows.is_none();
+        assert!(!packed || a.k.len() == a.t * a.kv * a.p, "packed keys of attention");
         for s in a.spans {
-            let first = a.slot_rows.map_or(s.start, |rows| s.slot * rows);
-            assert!(a.slot_rows.is_some_and(|rows| s.pos + s.len <= rows) || s.pos == 0, "rows of a slot");
-            assert!((first + s.pos + s.len) * a.kv * a.p <= k.len(), "rows of keys");
+            assert!(a.slot_rows.map_or(s.pos == 0, |rows| s.pos + s.len <= rows), "rows of a slot");
             assert!(s.start + s.len <= a.t, "spans of attention");
         }
-        let (spans, slot_rows) = (a.spans, a.slot_rows);
-        Arrays { h: a.h, kv: a.kv, p: a.p, scale: a.scale, spans, slot_rows, q, k, v }
+        Arrays { h: a.h, kv: a.kv, p: a.p, scale: a.scale, spans: a.spans, q: a.q.f32() }
     }
 
     /// An array laid out as the queries are, for query head `head`.
@@ -75,20 +84,25 @@ impl<'a> Arrays<'a> {
         self.like_q(self.q, head)
     }
 
-    /// Keys and values of a span that query head `head` reads, by position.
-    pub(super) fn keys(&self, span: &Span, head: usize) -> (Rows<'a>, Rows<'a>) {
-        let first = self.slot_rows.map_or(span.start, |rows| span.slot * rows);
-        let stride = self.kv * self.p;
-        let at = first * stride + head / (self.h / self.kv) * self.p;
-        let rows = |x| Rows { x, at, stride, width: self.p };
-        (rows(self.k), rows(self.v))
+    /// Rows of an array laid out as packed keys are, of the head that query head `head` reads.
+    pub(super) fn like_k(&self, x: &'a [f32], head: usize) -> Rows<'a> {
+        Rows { x, at: head / (self.h / self.kv) * self.p, stride: self.kv * self.p, width: self.p }
     }
 
-    /// The spans that meet rows `first .. last`, each with the rows they share.
-    pub(super) fn meet(&self, first: usize, last: usize) -> impl Iterator<Item = (&'a Span, usize, usize)> {
+    /// The spans that meet rows `first .. last`, each with its number and the rows they share.
+    pub(super) fn meet(
+        &self,
+        first: usize,
+        last: usize,
+    ) -> impl Iterator<Item = (usize, &'a Span, usize, usize)> {
         let skip = self.spans.partition_point(|s| s.start + s.len <= first);
-        let spans = self.spans[skip..].iter().take_while(move |s| s.start < last);
-        spans.map(move |s| (s, first.max(s.start), last.min(s.start + s.len)))
+        let spans = self.spans.iter().enumerate().skip(skip).take_while(move |(_, s)| s.start < last);
+        spans.map(move |(index, s)| (index, s, first.max(s.start), last.min(s.start + s.len)))
+    }
+
+    /// Pairs of queries and keys, a measure of work.
+    pub(super) fn pairs(&self) -> usize {
+        self.spans.iter().map(|s| s.len * (s.pos + s.len)).sum()
     }
 }
 
@@ -97,74 +111,362 @@ pub(super) fn attention(cpu: &Cpu, y: &mut Buf, lse: Option<&mut Buf>, a: Attent
     let arrays = Arrays::new(&a);
     assert_eq!(y.len(), a.q.len(), "output of attention");
     assert!(lse.as_ref().is_none_or(|l| l.len() == a.t * a.h), "sums of attention");
+    let (y, lse) = (y.f32_mut(), lse.map(Buf::f32_mut));
+    if a.bf16 {
+        with_blocks(cpu, &a, |blocks| {
+            #[cfg(target_arch = "x86_64")]
+            if let Some(amx) = cpu.isa.amx() {
+                return super::tile_attention::attention(cpu, amx, y, lse, arrays, blocks);
+            }
+            forward(cpu, y, lse, arrays, blocks);
+        });
+    } else {
+        let source = InRows { arrays, k: a.k.f32(), v: a.v.f32(), slot_rows: a.slot_rows };
+        forward(cpu, y, lse, arrays, source);
+    }
+}
+
+fn forward<K: Source>(cpu: &Cpu, y: &mut [f32], lse: Option<&mut [f32]>, arrays: Arrays, source: K) {
+    let Arrays { h, p, .. } = arrays;
     let parts = (
-        Tiles::new(y.f32_mut(), a.h * a.p, QUERIES, Columns::grouped(a.h * a.p, a.h, a.p)),
-        lse.map(|l| Tiles::new(l.f32_mut(), a.h, QUERIES, Columns::grouped(a.h, a.h, 1))),
+        Tiles::new(y, h * p, QUERIES, Columns::grouped(h * p, h, p)),
+        lse.map(|l| Tiles::new(l, h, QUERIES, Columns::grouped(h, h, 1))),
     );
-    let pairs: usize = a.spans.iter().map(|s| s.len * (s.pos + s.len)).sum();
-    cpu.split(2 * pairs * a.h * a.p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
-        scratch::floats(QUERIES * KEYS, |scores| {
-            cpu.isa.run(Forward { y, lse, scores, running: [(0.0, 0.0); QUERIES], arrays });
+    let width = K::width(p);
+    cpu.split(2 * arrays.pairs() * h * p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
+        scratch::floats(QUERIES * (KEYS + width), |memory| {
+            let (scores, queries) = memory.split_at_mut(QUERIES * KEYS);
+            cpu.isa.run(Forward { y, lse, scores, queries, running: [(0.0, 0.0); QUERIES], arrays, source });
         });
     });
 }
 
-struct Forward<'a> {
+/// Where keys and values lie.
+pub(super) trait Source: Copy + Send + Sync {
+    /// Those of one head of one sequence.
+    type Head: Keys;
+    /// Columns of a query that was arranged for the products, 0 if it need not be.
+    fn width(p: usize) -> usize;
+    /// Those that query head `head` of span `span`, the `index`-th of the call, reads.
+    fn head(&self, index: usize, span: &Span, head: usize) -> Self::Head;
+}
+
+/// The two products of attention.
+pub(super) trait Keys: Copy {
+    /// Rows of `q` as [`Keys::dots`] takes them, with the help of memory for [`Source::width`] columns of each.
+    fn arrange<'q>(memory: &'q mut [f32], q: Rows<'q>, rows: usize) -> Rows<'q>;
+    /// `scores[q * KEYS + k] = q_q . key_(first + k)` for `rows` queries and `keys` keys; `first` is a multiple of
+    /// [`KEYS`].
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize);
+    /// Adds `sum_k weights[r * KEYS + k] * value_(first + k)` to rows `row + r` of `y`, for `r` in `from .. to`
+    /// and the keys that each sees, `keys` at most: query `r` is at position `pos + r`.
+    #[allow(clippy::too_many_arguments)]
+    fn weigh<S: Tier>(
+        &self,
+        y: &mut Tile<f32>,
+        row: usize,
+        from: usize,
+        to: usize,
+        weights: &[f32],
+        first: usize,
+        keys: usize,
+        pos: usize,
+    );
+}
+
+/// Keys and values in f32, `[rows, kv * p]`: packed or in a cache.
+#[derive(Clone, Copy)]
+struct InRows<'a> {
+    arrays: Arrays<'a>,
+    k: &'a [f32],
+    v: &'a [f32],
+    slot_rows: Option<usize>,
+}
+
+impl<'a> Source for InRows<'a> {
+    type Head = (Rows<'a>, Rows<'a>);
+
+    fn width(_: usize) -> usize {
+        0
+    }
+
+    #[inline(always)]
+    fn head(&self, _: usize, span: &Span, head: usize) -> Self::Head {
+        let first = self.slot_rows.map_or(span.start, |rows| span.slot * rows);
+        (self.arrays.like_k(self.k, head).from(first), self.arrays.like_k(self.v, head).from(first))
+    }
+}
+
+impl Keys for (Rows<'_>, Rows<'_>) {
+    #[inline(always)]
+    fn arrange<'q>(_: &'q mut [f32], q: Rows<'q>, _: usize) -> Rows<'q> {
+        q
+    }
+
+    #[inline(always)]
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize) {
+        dots::<S>(scores, q, self.0.from(first), rows, keys);
+    }
+
+    #[inline(always)]
+    fn weigh<S: Tier>(
+        &self,
+        y: &mut Tile<f32>,
+        row: usize,
+        from: usize,
+        to: usize,
+        weights: &[f32],
+        first: usize,
+        keys: usize,
+        pos: usize,
+    ) {
+        let seen = |r: usize| (0, keys.min(pos + r + 1 - first));
+        weigh::<S>(y, row, from, to, weights, self.1.from(first), seen);
+    }
+}
+
+impl<'a> Source for Blocks<'a> {
+    type Head = HeadBlocks<'a>;
+
+    fn width(p: usize) -> usize {
+        Shape { kv: 1, p }.padded()
+    }
+
+    #[inline(always)]
+    fn head(&self, index: usize, span: &Span, head: usize) -> HeadBlocks<'a> {
+        self.query_head(index, span, head)
+    }
+}
+
+impl Keys for HeadBlocks<'_> {
+    /// Rounded, and of each step the even columns before the odd ones, as pairs come apart.
+    #[inline(always)]
+    fn arrange<'q>(memory: &'q mut [f32], q: Rows<'q>, rows: usize) -> Rows<'q> {
+        let width = Blocks::width(q.width);
+        memory.fill(0.0);
+        for (r, row) in memory.chunks_exact_mut(width).take(rows).enumerate() {
+            for (y, x) in row.chunks_exact_mut(STEP).zip(q.row(r).chunks(STEP)) {
+                for (i, x) in x.iter().enumerate() {
+                    y[i / 2 + i % 2 * LANES] = round_bf16(*x);
+                }
+            }
+        }
+        Rows { x: memory, at: 0, stride: width, width }
+    }
+
+    #[inline(always)]
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize) {
+        for from in (0..keys).step_by(BLOCK) {
+            let keys = BLOCK.min(keys - from);
+            let block = self.keys((first + from) / BLOCK).as_chunks().0;
+            let scores = &mut scores[from..];
+            let mut r = 0;
+            while S::WIDE && r + 4 <= rows {
+                block_dots::<S, 4, 4>(scores, q.from(r), r, block, keys);
+                r += 4;
+            }
+            while r + 2 <= rows {
+                block_dots::<S, 2, 2>(scores, q.from(r), r, block, keys);
+                r += 2;
+            }
+            if r < rows {
+                block_dots::<S, 1, 4>(scores, q.from(r), r, block, keys);
+            }
+        }
+    }
+
+    /// Keys that a query does not see have a weight of zero, so all rows take the same keys.
+    #[inline(always)]
+    fn weigh<S: Tier>(
+        &self,
+        y: &mut Tile<f32>,
+        row: usize,
+        from: usize,
+        to: usize,
+        weights: &[f32],
+        first: usize,
+        keys: usize,
+        _: usize,
+    ) {
+        for at in (0..keys).step_by(BLOCK) {
+            let pairs = BLOCK.min(keys - at).div_ceil(2);
+            let block = self.values((first + at) / BLOCK).as_chunks().0;
+            let mut r = from;
+            while r + 4 <= to {
+                weigh_block::<S, 4>(y, row + r, &weights[r * KEYS + at..], block, pairs);
+                r += 4;
+            }
+            while r < to {
+                weigh_block::<S, 1>(y, row + r, &weights[r * KEYS + at..], block, pairs);
+                r += 1;
+            }
+        }
+    }
+}
+
+/// A run of pairs of bf16.
+type Line = [half::bf16; 2 * LANES];
+
+/// Products of `M` rows of `q`, from row `r` of the scores, with the first `keys` keys of a block, `N` at a
+/// time; keys beyond are there too, so a tail takes part in full and only its scores are left out.
+#[inline(always)]
+fn block_dots<S: Tier, const M: usize, const N: usize>(
+    scores: &mut [f32],
+    q: Rows,
+    r: usize,
+    block: &[Line],
+    keys: usize,
+) {
+    const { assert!(M * N <= LANES && BLOCK.is_multiple_of(N)) }
+    let steps = q.width / STEP;
+    let mut rows: [&[[f32; STEP]]; M] = [&[]; M];
+    for m in 0..M {
+        rows[m] = &q.row(m).as_chunks().0[..steps];
+    }
+    for k in (0..keys).step_by(N) {
+        let mut sum = [[V::<S>::zero(); N]; M];
+        for step in 0..steps {
+            let lines = &block[step * BLOCK + k..][..N];
+            for n in 0..N {
+                let (evens, odds) = V::pairs(&lines[n]);
+                for m in 0..M {
+                    sum[m][n] = V::load(&rows[m][step]).fma(evens, sum[m][n]);
+                    sum[m][n] = V::load(&rows[m][step][LANES..]).fma(odds, sum[m][n]);
+                }
+            }
+        }
+        let mut tile = [V::zero(); LANES];
+        for m in 0..M {
+            tile[m * N..][..N].copy_from_slice(&sum[m]);
+        }
+        let done = V::sums(tile).lanes();
+        let count = N.min(keys - k);
+        for m in 0..M {
+            scores[(r + m) * KEYS + k..][..count].copy_from_slice(&done[m * N..][..count]);
+        }
+    }
+}
+
+/// Adds `pairs` pairs of values of a block, weighted, to `M` rows of `y` from `row` on.
+#[inline(always)]
+fn weigh_block<S: Tier, const M: usize>(
+    y: &mut Tile<f32>,
+    row: usize,
+    weights: &[f32],
+    block: &[Line],
+    pairs: usize,
+) {
+    let groups = y.width.div_ceil(LANES);
+    let mut g = 0;
+    while S::WIDE && g + 4 <= groups {
+        weigh_groups::<S, M, 4>(y, row, weights, block, pairs, g);
+        g += 4;
+    }
+    while g + 2 <= groups {
+        weigh_groups::<S, M, 2>(y, row, weights, block, pairs, g);
+        g += 2;
+    }
+    if g < groups {
+        weigh_groups::<S, M, 1>(y, row, weights, block, pairs, g);
+    }
+}
+
+/// `N` groups of 16 columns from group `g` on.
+#[inline(always)]
+fn weigh_groups<S: Tier, const M: usize, const N: usize>(
+    y: &mut Tile<f32>,
+    row: usize,
+    weights: &[f32],
+    block: &[Line],
+    pairs: usize,
+    g: usize,
+) {
+    let mut sum = [[V::<S>::zero(); N]; M];
+    for m in 0..M {
+        for n in 0..N {
+            sum[m][n] = V::load_part(&y.row(row + m)[(g + n) * LANES..]);
+        }
+    }
+    let mut lines: [&[Line]; N] = [&[]; N];
+    for n in 0..N {
+        lines[n] = &block[(g + n) * BLOCK / 2..][..pairs];
+    }
+    for k in 0..pairs {
+        for n in 0..N {
+            let (evens, odds) = V::pairs(&lines[n][k]);
+            for m in 0..M {
+                let weights = &weights[m * KEYS + 2 * k..][..2];
+                sum[m][n] = V::splat(weights[0]).fma(evens, sum[m][n]);
+                sum[m][n] = V::splat(weights[1]).fma(odds, sum[m][n]);
+            }
+        }
+    }
+    for m in 0..M {
+        for n in 0..N {
+            sum[m][n].store_part(&mut y.row_mut(row + m)[(g + n) * LANES..]);
+        }
+    }
+}
+
+struct Forward<'a, K> {
     y: Tile<'a, f32>,
     lse: Option<Tile<'a, f32>>,
     /// `[QUERIES, KEYS]`
     scores: &'a mut [f32],
+    /// Arranged queries, `[QUERIES, K::width(p)]`.
+    queries: &'a mut [f32],
     /// Maximum so far, and sum of exponentials relative to it, per query.
     running: [(f32, f32); QUERIES],
     arrays: Arrays<'a>,
+    source: K,
 }
 
-impl Op for Forward<'_> {
+impl<K: Source> Op for Forward<'_, K> {
     type Out = ();
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
         let (a, first) = (self.arrays, self.y.row);
-        for (span, from, to) in a.meet(first, first + self.y.rows) {
-            self.span::<S>(span, from, to);
+        for (index, span, from, to) in a.meet(first, first + self.y.rows) {
+            self.span::<S>(index, span, from, to);
         }
     }
 }
 
-impl Forward<'_> {
+impl<K: Source> Forward<'_, K> {
     /// Queries of packed rows `from .. to`, all of one span.
     #[inline(always)]
-    fn span<S: Tier>(&mut self, span: &Span, from: usize, to: usize) {
-        let (head, count, tile_row) = (self.y.group, to - from, from - self.y.row);
-        let q = self.arrays.queries(head).from(from);
-        let (k, v) = self.arrays.keys(span, head);
+    fn span<S: Tier>(&mut self, index: usize, span: &Span, from: usize, to: usize) {
+        let (head, count, row) = (self.y.group, to - from, from - self.y.row);
+        let kv = self.source.head(index, span, head);
+        let q = K::Head::arrange(self.queries, self.arrays.queries(head).from(from), count);
         let pos = span.pos + from - span.start;
         self.running = [(f32::NEG_INFINITY, 0.0); QUERIES];
         for r in 0..count {
-            self.y.row_mut(tile_row + r).fill(0.0);
+            self.y.row_mut(row + r).fill(0.0);
         }
         for key in (0..pos + count).step_by(KEYS) {
             let keys = KEYS.min(pos + count - key);
-            dots::<S>(self.scores, q, k.from(key), count, keys);
+            kv.dots::<S>(self.scores, q, key, count, keys);
             // Queries before the block see none of it; they come first.
             let blind = key.saturating_sub(pos).min(count);
             for r in blind..count {
                 let seen = keys.min(pos + r + 1 - key);
-                let row = &mut self.scores[r * KEYS..][..KEYS];
-                let keep = soften::<S>(row, &mut self.running[r], seen, self.arrays.scale);
+                let scores = &mut self.scores[r * KEYS..][..KEYS];
+                let keep = soften::<S>(scores, &mut self.running[r], seen, self.arrays.scale);
                 if keep != 1.0 {
-                    self.y.row_mut(tile_row + r).iter_mut().for_each(|y| *y *= keep);
+                    self.y.row_mut(row + r).iter_mut().for_each(|y| *y *= keep);
                 }
             }
-            let seen = |r: usize| (0, keys.min(pos + r + 1 - key));
-            weigh::<S>(&mut self.y, tile_row, blind, count, self.scores, v.from(key), seen);
+            kv.weigh::<S>(&mut self.y, row, blind, count, self.scores, key, keys, pos);
         }
         for r in 0..count {
             let (max, sum) = self.running[r];
             let scale = 1.0 / sum;
-            self.y.row_mut(tile_row + r).iter_mut().for_each(|y| *y *= scale);
+            // Adding zero makes one of both zeros, whichever a sum of nothing but zeros came to.
+            self.y.row_mut(row + r).iter_mut().for_each(|y| *y = *y * scale + 0.0);
             if let Some(lse) = &mut self.lse {
-                lse.row_mut(tile_row + r)[0] = max + f64::from(sum).ln() as f32;
+                lse.row_mut(row + r)[0] = max + f64::from(sum).ln() as f32;
             }
         }
     }
@@ -187,11 +489,11 @@ fn soften<S: Tier>(row: &mut [f32], running: &mut (f32, f32), seen: usize, scale
     let shift = V::<S>::splat(max);
     let mut sum = V::zero();
     for part in row.as_chunks_mut::<LANES>().0 {
-        let weights = exp(V::of(part) - shift);
+        let weights = exp_weight(V::of(part) - shift);
         weights.to(part);
         sum = sum + weights;
     }
-    let keep = exp(V::<S>::splat(running.0 - max)).lanes()[0];
+    let keep = exp_weight(V::<S>::splat(running.0 - max)).lanes()[0];
     *running = (max, S::fma1(running.1, keep, sum.sum()));
     keep
 }

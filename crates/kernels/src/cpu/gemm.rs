@@ -8,6 +8,8 @@ use half::bf16;
 use super::linear::check;
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, Weight, operand};
+#[cfg(target_arch = "x86_64")]
+use super::tile_gradient;
 use super::{Cpu, norm, scratch};
 use crate::{Buf, Dtype, Linear};
 
@@ -28,6 +30,10 @@ pub(super) fn linear_dx(cpu: &Cpu, dx: &mut Buf, dy: &Buf, a: Linear) {
     let dx = &mut dx.f32_mut()[..a.t * a.x_stride];
     match a.w.dtype() {
         Dtype::F32 => dx_typed::<f32>(cpu, dx, dy.f32(), a.w.buf.f32(), &a),
+        #[cfg(target_arch = "x86_64")]
+        Dtype::Bf16 if cpu.isa.amx().is_some() => {
+            cpu.isa.amx().into_iter().for_each(|amx| tile_gradient::linear_dx(cpu, amx, dx, dy, &a));
+        }
         Dtype::Bf16 => dx_typed::<bf16>(cpu, dx, dy.f32(), a.w.buf.bf16(), &a),
     }
 }
@@ -63,6 +69,10 @@ pub(super) fn linear_dw(
     let dw = &mut dw_flat[w_at..][..a.groups * a.o * a.i];
     match a.w.dtype() {
         Dtype::F32 => dw_typed::<f32>(cpu, dw, dy.f32(), &a),
+        #[cfg(target_arch = "x86_64")]
+        Dtype::Bf16 if cpu.isa.amx().is_some() => {
+            cpu.isa.amx().into_iter().for_each(|amx| tile_gradient::linear_dw(cpu, amx, dw, dy, &a));
+        }
         Dtype::Bf16 => dw_typed::<bf16>(cpu, dw, dy.f32(), &a),
     }
     if let Some(at) = bias_at {

@@ -8,6 +8,8 @@ use std::fmt;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::tier::{self, LANES, Op, Tier, V};
 use super::{Cpu, Isa};
 use crate::{Buf, Device};
@@ -21,6 +23,8 @@ pub enum Unit {
     Bf16Dot,
     /// Dots of four bytes in i32, `VPDPBUSD`.
     Int8Dot,
+    /// Products of tiles of bf16 in f32, `TDPBF16PS`.
+    Bf16Tile,
 }
 
 impl Unit {
@@ -36,6 +40,7 @@ impl fmt::Display for Unit {
             Unit::Fma => "f32 multiply-adds",
             Unit::Bf16Dot => "bf16 dots",
             Unit::Int8Dot => "int8 dots",
+            Unit::Bf16Tile => "bf16 tiles",
         })
     }
 }
@@ -46,6 +51,8 @@ impl Cpu {
         let mut units = vec![Unit::Fma];
         units.extend(dots::bf16(self.isa).map(|_| Unit::Bf16Dot));
         units.extend(dots::int8(self.isa).map(|_| Unit::Int8Dot));
+        #[cfg(target_arch = "x86_64")]
+        units.extend(self.isa.amx().map(|_| Unit::Bf16Tile));
         units
     }
 
@@ -59,6 +66,7 @@ impl Cpu {
             Unit::Fma => self.multiply_adds(rounds),
             Unit::Bf16Dot => self.dots(dots::bf16(self.isa), rounds, 4 * LANES),
             Unit::Int8Dot => self.dots(dots::int8(self.isa), rounds, 8 * LANES),
+            Unit::Bf16Tile => self.tiles(rounds),
         }
     }
 
@@ -94,6 +102,20 @@ impl Cpu {
             run.run(rounds);
             (rounds * dots::SUMS * each) as u64
         })
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn tiles(&self, rounds: usize) -> u64 {
+        let amx = self.isa.amx().expect("this tier has no such unit");
+        // Numbers of either sign with all bits in use, as those of a model have.
+        let number = |i: u32| half::bf16::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-7 - 0.8);
+        let x: Vec<_> = (0..(4 * amx::SIDE * amx::STEP) as u32).map(number).collect();
+        self.on_all_threads(|| amx::Tiles::new(amx, amx::SIDE).spin_bf16(&x, rounds))
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn tiles(&self, _: usize) -> u64 {
+        panic!("this tier has no such unit")
     }
 
     /// Runs `body` in several chunks per thread, so that a thread that starts late does not leave others

@@ -16,6 +16,7 @@ mod attention_bwd;
 mod conv;
 mod gemm;
 mod isa;
+mod kv;
 mod limits;
 mod linear;
 mod loss;
@@ -32,6 +33,12 @@ mod scratch;
 mod split;
 mod tier;
 #[cfg(target_arch = "x86_64")]
+mod tile_attention;
+#[cfg(target_arch = "x86_64")]
+mod tile_attention_bwd;
+#[cfg(target_arch = "x86_64")]
+mod tile_gradient;
+#[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -39,8 +46,8 @@ mod x86;
 use self::pool::Pool;
 use self::split::{Runs, Split};
 use crate::{
-    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
-    ScanGrads, Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
+    Scan, ScanAt, ScanGrads,
 };
 
 pub use self::isa::{Isa, IsaError};
@@ -230,8 +237,24 @@ impl Device for Cpu {
         scan_bwd::scan_bwd(self, g, dw_flat, at, dy_te, saved, a);
     }
 
-    fn cache_rows(&self, cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
-        rows::cache_rows(cache, x, spans, slot_rows, c);
+    fn cache_len(&self, dtype: Dtype, rows: usize, kv: usize, p: usize) -> usize {
+        match dtype {
+            Dtype::F32 => rows * kv * p,
+            Dtype::Bf16 => kv::Shape { kv, p }.len(rows),
+        }
+    }
+
+    fn cache_rows(&self, keys: &mut Buf, values: &mut Buf, a: CacheRows) {
+        for s in a.spans {
+            assert!(s.pos + s.len <= a.slot_rows, "span of {} rows at {} exceeds its slot", s.len, s.pos);
+        }
+        match keys.dtype() {
+            Dtype::F32 => {
+                rows::cache_rows(keys, a.k, &a);
+                rows::cache_rows(values, a.v, &a);
+            }
+            Dtype::Bf16 => kv::cache_rows(self, keys, values, a),
+        }
     }
 
     fn attention(&self, y: &mut Buf, lse_th: Option<&mut Buf>, a: Attention) {

@@ -163,6 +163,16 @@ impl Amx {
         unsafe { pack_plain(out, x) }
     }
 
+    /// Rows of 16 numbers of `a` and of `b` side by side: `out` is `[rows][32]`.
+    ///
+    /// # Panics
+    /// If the sizes do not agree.
+    pub(super) fn pack_beside(self, out: &mut [bf16], a: &[f32], b: &[f32]) {
+        assert!(a.len() == b.len() && out.len() == 2 * a.len(), "rows to round");
+        // SAFETY: `self` proves the features.
+        unsafe { pack_beside(out, a, b) }
+    }
+
     /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`.
     ///
     /// # Panics
@@ -240,6 +250,18 @@ fn pack_plain<T: Element>(out: &mut [bf16], x: Block<T>) {
         for (step, part) in row.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
             // SAFETY: compiled with the features; `x` is checked; the store is the part.
             unsafe { _mm512_storeu_si512(part.as_mut_ptr().cast(), T::one_row_in(&x, r, step * STEP)) }
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+fn pack_beside(out: &mut [bf16], a: &[f32], b: &[f32]) {
+    let rows = a.as_chunks::<SIDE>().0.iter().zip(b.as_chunks::<SIDE>().0);
+    for (row, (a, b)) in out.as_chunks_mut::<STEP>().0.iter_mut().zip(rows) {
+        // SAFETY: compiled with the features; loads and the store are the rows.
+        unsafe {
+            let both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(b.as_ptr()), _mm512_loadu_ps(a.as_ptr()));
+            _mm512_storeu_si512(row.as_mut_ptr().cast(), std::mem::transmute::<__m512bh, __m512i>(both));
         }
     }
 }
@@ -372,6 +394,18 @@ mod tests {
             check(amx, Block { x: &x, stride, rows, cols }, |x: &f32| *x);
             let small: Vec<bf16> = x.iter().map(|x| bf16::from_f32(*x)).collect();
             check(amx, Block { x: &small, stride, rows, cols }, |x: &bf16| x.to_f32());
+        }
+    }
+
+    #[test]
+    fn rows_come_side_by_side() {
+        let Some(amx) = amx() else { return };
+        let (a, b) = (numbers(48), numbers(96)[48..].to_vec());
+        let mut out = [bf16::NAN; 96];
+        amx.pack_beside(&mut out, &a, &b);
+        for (i, got) in out.iter().enumerate() {
+            let from = if i % 32 < 16 { &a } else { &b };
+            assert_eq!(got.to_f32(), round_bf16(from[i / 32 * 16 + i % 16]));
         }
     }
 

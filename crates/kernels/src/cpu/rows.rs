@@ -6,7 +6,7 @@ use super::math::{activate, for_act, slope};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, Weight};
 use super::{Cpu, GRAIN};
-use crate::{Act, Buf, Dtype, Mat, Span};
+use crate::{Act, Buf, CacheRows, Dtype, Mat};
 
 /// Columns per chunk of a sum into rows that are named by the data.
 const COLUMN_BLOCK: usize = 64;
@@ -213,13 +213,12 @@ pub(super) fn embed(cpu: &Cpu, y: &mut Buf, tokens: &[u32], w: &Mat) {
     }
 }
 
-/// See [`crate::Device::cache_rows`].
-pub(super) fn cache_rows(cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
-    let (cache, x) = (cache.f32_mut(), x.f32());
-    for s in spans {
-        assert!(s.pos + s.len <= slot_rows, "span of {} rows at {} exceeds its slot", s.len, s.pos);
-        let rows = &x[s.start * c..][..s.len * c];
-        cache[(s.slot * slot_rows + s.pos) * c..][..rows.len()].copy_from_slice(rows);
+/// See [`crate::Device::cache_rows`], for caches in f32: `[slots, slot_rows, kv * p]`.
+pub(super) fn cache_rows(cache: &mut Buf, x: &Buf, a: &CacheRows) {
+    let (cache, x, width) = (cache.f32_mut(), x.f32(), a.kv * a.p);
+    for s in a.spans {
+        let rows = &x[s.start * width..][..s.len * width];
+        cache[(s.slot * a.slot_rows + s.pos) * width..][..rows.len()].copy_from_slice(rows);
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn store(v: Self::V, y: &mut [f32; LANES]);
     /// Widens bf16.
     fn widen(x: &[bf16; LANES]) -> Self::V;
+    /// Widens elements 0, 2, 4 … and 1, 3, 5 … of bf16.
+    fn pairs(x: &[bf16; 2 * LANES]) -> (Self::V, Self::V);
     /// Elements 0, 2, 4 …
     fn evens(x: &[f32; 2 * LANES]) -> Self::V;
     /// Elements 1, 3, 5 …
@@ -71,6 +73,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
 
     /// [`Tier::fma`] of single numbers, for loops that the compiler vectorises.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
+    /// Asks for the cache line of `x` ahead of its use, where the tier can.
+    fn prefetch(x: &f32);
 }
 
 /// The tier of any machine.
@@ -112,6 +116,10 @@ impl Tier for Scalar {
     #[inline(always)]
     fn widen(x: &[bf16; LANES]) -> Array {
         Array::each(|l| f32::from_bits(u32::from(x[l].to_bits()) << 16))
+    }
+    #[inline(always)]
+    fn pairs(x: &[bf16; 2 * LANES]) -> (Array, Array) {
+        (Array::each(|l| x[2 * l].wide()), Array::each(|l| x[2 * l + 1].wide()))
     }
     #[inline(always)]
     fn evens(x: &[f32; 2 * LANES]) -> Array {
@@ -204,6 +212,24 @@ impl Tier for Scalar {
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
     }
+    #[inline(always)]
+    fn prefetch(_x: &f32) {}
+}
+
+/// Asks for the beginning of each memory page of a row that comes next. The processor sees the rest of the
+/// page coming, but not the row, whose pages are far from those of this one.
+#[inline(always)]
+pub(super) fn prefetch_row<S: Tier>(row: &[f32]) {
+    const PAGE: usize = 1024;
+    let mut at = 0;
+    while at < row.len() {
+        for line in 0..3 {
+            if let Some(x) = row.get(at + line * LANES) {
+                S::prefetch(x);
+            }
+        }
+        at += PAGE - (row.as_ptr().addr() / size_of::<f32>() + at) % PAGE;
+    }
 }
 
 /// Sixteen floats of a tier, with the operators of arithmetic.
@@ -276,6 +302,13 @@ impl<S: Tier> V<S> {
         let mut lanes = [0.0; LANES];
         S::store(self.0, &mut lanes);
         lanes
+    }
+
+    /// Elements 0, 2, 4 … and 1, 3, 5 … of `x`, widened.
+    #[inline(always)]
+    pub(super) fn pairs(x: &[bf16; 2 * LANES]) -> (Self, Self) {
+        let (evens, odds) = S::pairs(x);
+        (V(evens), V(odds))
     }
 
     /// Every other element of `x` from the first, up to 16 of them, and zeros.
@@ -537,6 +570,8 @@ mod tests {
             b.store_odds(&mut mixed);
             c.add_to_evens(&mut mixed);
             c.store_odds(&mut mixed[..6]);
+            let pairs: [bf16; 2 * LANES] = std::array::from_fn(|l| bf16::from_f32(both[l]));
+            let pairs = V::pairs(&pairs);
             let mut turned = rows;
             V::transpose(&mut turned);
             let n: V<S> = V::of(&std::array::from_fn(|l| l as f32 * 16.0 - 125.0));
@@ -561,6 +596,8 @@ mod tests {
                 Weight::load_part(&small[..3]),
                 V::sums(rows),
                 V::of(&rows.map(V::sum)),
+                pairs.0,
+                pairs.1,
                 V::splat(1.3).scale_whole(n),
                 V::splat(0.5).scale_whole(n),
                 (n * V::splat(0.7)).from_nearest() + V::zero(),
@@ -593,7 +630,7 @@ mod tests {
             }
         }
         assert_eq!(want[18][1..], want[19][1..], "joint and single sums");
-        for (result, lane) in [(23, 0), (24, 5), (25, 15)] {
+        for (result, lane) in [(25, 0), (26, 5), (27, 15)] {
             assert_eq!(want[result], numbers().map(|row| row[lane].to_bits()), "lane {lane} of all rows");
         }
     }

@@ -19,13 +19,13 @@ use crate::{Buf, Linear};
 
 /// Rows of weights per panel.
 const PANEL: usize = 2 * SIDE;
-/// Steps per block of `in`: a panel of weights is then 32 KiB.
-const DEPTH: usize = 16;
+/// Steps per block of `in`: a panel of weights is then 16 KiB, which leaves room in L1 for the tokens to pass.
+const DEPTH: usize = 8;
 /// Tokens and rows of weights per chunk when there are many: what a chunk reads from beyond L2 grows with their
 /// sum and its work with their product, while unfinished sums, 512 KiB, and the tokens of two blocks of `in`,
-/// 256 KiB each, must stay in L2.
-const TOKENS: usize = 256;
-const ROWS: usize = 512;
+/// 256 KiB each, are to stay in L2.
+const TOKENS: usize = 512;
+const ROWS: usize = 256;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -103,7 +103,7 @@ impl Chunk<'_> {
         for r in (0..full).step_by(PANEL) {
             let w = &self.w[r * self.i..];
             let a = A::rows(w, self.i, STEP);
-            tiles.product_bf16::<2, 1>(&mut c, Start::Zero, a, b, self.steps, Ahead::nothing(self.packed));
+            tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
             self.finish_few(&c, r, PANEL);
         }
         if full < self.y.width {
@@ -114,14 +114,7 @@ impl Chunk<'_> {
                     let rows = PANEL.min(self.y.width - r);
                     self.copy_panel(amx, panel, r, rows);
                     let a = A::rows(panel, width, STEP);
-                    tiles.product_bf16::<2, 1>(
-                        &mut c,
-                        Start::Zero,
-                        a,
-                        b,
-                        self.steps,
-                        Ahead::nothing(self.packed),
-                    );
+                    tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
                     self.finish_few(&c, r, rows);
                 }
             });
@@ -192,13 +185,15 @@ impl Chunk<'_> {
             let tile = self.steps * STEP * SIDE;
             let b = B { x: &self.packed[n * tile + block.from * SIDE * STEP..], tile };
             let sums = sums.get_mut(n * PANEL * SIDE..).unwrap_or_default();
-            let multiply =
-                if pair == 2 { Configured::product_bf16::<2, 2> } else { Configured::product_bf16::<2, 1> };
-            match (block.from == 0, last) {
-                (true, true) => multiply(tiles, &mut done, Start::Zero, a, b, block.steps, ahead),
-                (false, true) => multiply(tiles, &mut done, Start::From(sums), a, b, block.steps, ahead),
-                (true, false) => multiply(tiles, sums, Start::Zero, a, b, block.steps, ahead),
-                (false, false) => multiply(tiles, sums, Start::Own, a, b, block.steps, ahead),
+            let (before, sums): (&[f32], &mut [f32]) = if last { (sums, &mut done) } else { (&[], sums) };
+            let start = match block.from {
+                0 => Start::Zero,
+                _ if last => Start::From(before),
+                _ => Start::Own,
+            };
+            match pair {
+                2 => tiles.product_bf16::<2, 2>(sums, a, b, block.steps, start, ahead),
+                _ => tiles.product_bf16::<2, 1>(sums, a, b, block.steps, start, ahead),
             }
             if last {
                 self.finish_many(amx, &done, r, rows, n, pair);

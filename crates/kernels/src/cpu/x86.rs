@@ -66,6 +66,23 @@ impl Tier for Avx2 {
         }
     }
     #[inline(always)]
+    fn pairs(x: &[bf16; 2 * LANES]) -> (Pair, Pair) {
+        // SAFETY: see the module text; both reads of 16 bf16 lie in the array.
+        let words = unsafe {
+            [_mm256_loadu_si256(x.as_ptr().cast()), _mm256_loadu_si256(x.as_ptr().add(LANES).cast())]
+        };
+        // SAFETY: see the module text.
+        unsafe {
+            let high = _mm256_set1_epi32(-0x1_0000);
+            let even = [_mm256_slli_epi32::<16>(words[0]), _mm256_slli_epi32::<16>(words[1])];
+            let odd = [_mm256_and_si256(words[0], high), _mm256_and_si256(words[1], high)];
+            (
+                (_mm256_castsi256_ps(even[0]), _mm256_castsi256_ps(even[1])),
+                (_mm256_castsi256_ps(odd[0]), _mm256_castsi256_ps(odd[1])),
+            )
+        }
+    }
+    #[inline(always)]
     fn evens(x: &[f32; 2 * LANES]) -> Pair {
         every_other::<0x88>(x)
     }
@@ -200,6 +217,17 @@ impl Tier for Avx2 {
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
+    #[inline(always)]
+    fn prefetch(x: &f32) {
+        prefetch(x);
+    }
+}
+
+/// Into the second level: the first is small, and working memory fills it.
+#[inline(always)]
+fn prefetch(x: &f32) {
+    // SAFETY: any x86-64 has the instruction, and it reads nothing that the program could see.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
 }
 
 /// The even (0x88) or odd (0xdd) elements.
@@ -301,6 +329,15 @@ impl Tier for Avx512 {
         unsafe {
             let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn pairs(x: &[bf16; 2 * LANES]) -> (__m512, __m512) {
+        // SAFETY: see the module text; the read of 32 bf16 is the array.
+        unsafe {
+            let words = _mm512_loadu_si512(x.as_ptr().cast());
+            let odd = _mm512_and_si512(words, _mm512_set1_epi32(-0x1_0000));
+            (_mm512_castsi512_ps(_mm512_slli_epi32::<16>(words)), _mm512_castsi512_ps(odd))
         }
     }
     #[inline(always)]
@@ -435,6 +472,10 @@ impl Tier for Avx512 {
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn prefetch(x: &f32) {
+        prefetch(x);
     }
 }
 

@@ -18,8 +18,8 @@ pub(crate) mod scan;
 use half::bf16;
 
 use crate::{
-    Act, AdamW, AdamWBufs, Attention, Buf, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat, Scan, ScanAt,
-    ScanGrads, Span,
+    Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
+    Scan, ScanAt, ScanGrads, Span,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -99,6 +99,9 @@ fn attention_check(a: &Attention) {
     assert_eq!(a.h % a.kv, 0, "key/value heads divide heads");
     assert_eq!(a.q.len(), a.t * a.h * a.p, "length of q");
     assert_eq!(a.k.len(), a.v.len(), "lengths of k and v");
+    assert!(a.slot_rows.is_some() || a.k.len() == a.t * a.kv * a.p, "length of k and v");
+    let dtype = if a.bf16 && a.slot_rows.is_some() { Dtype::Bf16 } else { Dtype::F32 };
+    assert_eq!((a.k.dtype(), a.v.dtype()), (dtype, dtype), "types of k and v");
     for s in a.spans {
         assert!(a.slot_rows.is_none_or(|rows| s.pos + s.len <= rows), "{s:?} overruns its slot");
     }
@@ -309,11 +312,19 @@ impl Device for Reference {
         add_at(dw_flat, at.dt_bias, &d.ddt_bias_e);
     }
 
-    fn cache_rows(&self, cache: &mut Buf, x: &Buf, spans: &[Span], slot_rows: usize, c: usize) {
-        check_spans(spans, x.len() / c, true);
-        for s in spans {
-            assert!(s.pos + s.len <= slot_rows, "{s:?} overruns its slot of {slot_rows} rows");
-            self.copy(cache, (s.slot * slot_rows + s.pos) * c, x, s.start * c, s.len * c);
+    fn cache_len(&self, _: Dtype, rows: usize, kv: usize, p: usize) -> usize {
+        rows * kv * p
+    }
+
+    fn cache_rows(&self, keys: &mut Buf, values: &mut Buf, a: CacheRows) {
+        let width = a.kv * a.p;
+        assert_eq!(a.k.len(), a.v.len(), "lengths of k and v");
+        check_spans(a.spans, a.k.len() / width, true);
+        for s in a.spans {
+            assert!(s.pos + s.len <= a.slot_rows, "{s:?} overruns its slot of {} rows", a.slot_rows);
+            let at = (s.slot * a.slot_rows + s.pos) * width;
+            self.copy(keys, at, a.k, s.start * width, s.len * width);
+            self.copy(values, at, a.v, s.start * width, s.len * width);
         }
     }
 

@@ -26,6 +26,9 @@ pub(crate) trait Real:
     fn stored(self) -> Self;
     /// The number rounded to bf16. The derivative of rounding is taken to be one.
     fn to_bf16(self) -> Self;
+    /// A weight that a kernel may round to bf16 after scaling it as it likes: no other value, but off by up
+    /// to 2^-8 of it.
+    fn rounded_weight(self) -> Self;
     /// Exponential.
     fn exp(self) -> Self;
     /// Natural logarithm.
@@ -50,6 +53,9 @@ impl Real for f64 {
     }
     fn to_bf16(self) -> Self {
         f64::from(round_bf16(self as f32))
+    }
+    fn rounded_weight(self) -> Self {
+        self
     }
     fn exp(self) -> Self {
         self.exp()

@@ -1,6 +1,6 @@
 //! What only the shared block needs: attention and the gated activation of its MLP.
 
-use zamba_kernels::{Act, Attention};
+use zamba_kernels::{Act, Attention, CacheRows};
 
 use crate::ctx::{Ctx, Env};
 use crate::pool::Var;
@@ -16,6 +16,8 @@ pub struct AttentionSizes {
     pub p: usize,
     /// Factor on the scores, `(p / 2)^-0.5` in Zamba.
     pub scale: f32,
+    /// Whether operands of products are rounded to bf16.
+    pub bf16: bool,
 }
 
 impl Ctx<'_> {
@@ -25,8 +27,9 @@ impl Ctx<'_> {
         let mut y = self.fresh(q.rows(), s.h * s.p);
         if let Some(state) = self.state.as_deref_mut() {
             let (rows, kv) = (state.context(), &mut state.sites[site]);
-            env.dev().cache_rows(&mut kv.k, k.buf(), &env.batch.spans, rows, s.kv * s.p);
-            env.dev().cache_rows(&mut kv.v, v.buf(), &env.batch.spans, rows, s.kv * s.p);
+            let spans = &env.batch.spans;
+            let new = CacheRows { kv: s.kv, p: s.p, spans, k: k.buf(), v: v.buf(), slot_rows: rows };
+            env.dev().cache_rows(&mut kv.k, &mut kv.v, new);
             let a = Attention { k: &kv.k, v: &kv.v, slot_rows: Some(rows), ..args(&env, (q, k, v), s) };
             env.dev().attention(y.buf_mut(), None, a);
             return y;
@@ -84,6 +87,7 @@ fn args<'a>(env: &'a Env, (q, k, v): (&'a Var, &'a Var, &'a Var), s: AttentionSi
         kv: s.kv,
         p: s.p,
         scale: s.scale,
+        bf16: s.bf16,
         spans: &env.batch.spans,
         q: q.buf(),
         k: k.buf(),
