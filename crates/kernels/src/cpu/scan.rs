@@ -5,7 +5,7 @@
 
 use super::math::{LEAST_POWER, exp, exp2_decay, silu, softplus};
 use super::split::{Columns, Tile, Tiles};
-use super::tier::{LANES, Op, Tier, V};
+use super::tier::{LANES, Op, Tier, V, prefetch_row};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, Span};
 
@@ -56,6 +56,17 @@ impl<'a> Arrays<'a> {
             a_log_en: a.a_log_en.f32(),
             d_e: a.d_e.f32(),
             dt_bias_e: a.dt_bias_e.f32(),
+        }
+    }
+
+    /// Asks for what token `t`, if there is one, brings to `width` channels from `first`.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Tier>(&self, t: usize, first: usize, width: usize) {
+        let row = t * self.e + first..t * self.e + first + width;
+        if row.end <= self.x_te.len() {
+            prefetch_row::<S>(&self.x_te[row.clone()]);
+            prefetch_row::<S>(&self.dt_te[row.clone()]);
+            prefetch_row::<S>(&self.xz[2 * row.start..2 * row.end]);
         }
     }
 
@@ -134,8 +145,8 @@ struct Forward<'a> {
     arrays: Arrays<'a>,
 }
 
-/// Floats that a token brings to 16 channels: `dt`, `dt * x`, `D * x` and `silu(z)`.
-const ITEM: usize = 4 * LANES;
+/// Floats that a token brings to 16 channels: `dt`, the signal and `silu(z)`.
+const ITEM: usize = 3 * LANES;
 
 impl Op for Forward<'_> {
     type Out = ();
@@ -238,18 +249,16 @@ impl Forward<'_> {
     #[inline(always)]
     fn stage<S: Tier>(&mut self, t: usize, count: usize, first: usize) {
         let (a, width) = (self.arrays, self.y.width);
-        let (d, bias) = (&a.d_e[first..][..width], &a.dt_bias_e[first..][..width]);
+        let bias = &a.dt_bias_e[first..][..width];
         for i in 0..count {
             let at = (t + i) * a.e + first;
+            a.prefetch::<S>(t + i + 1, first, width);
             let (x, dt, xz) = (&a.x_te[at..][..width], &a.dt_te[at..][..width], &a.xz[2 * at..][..2 * width]);
             for (v, c) in (0..width).step_by(LANES).enumerate() {
-                let x = V::<S>::load_part(&x[c..]);
-                let dt = softplus(V::load_part(&dt[c..]) + V::load_part(&bias[c..]));
                 let item = &mut self.items[(v * STAGED + i) * ITEM..][..ITEM];
-                dt.store(item);
-                (dt * x).store(&mut item[LANES..]);
-                (V::load_part(&d[c..]) * x).store(&mut item[2 * LANES..]);
-                silu(V::<S>::odds(&xz[2 * c..])).store(&mut item[3 * LANES..]);
+                softplus(V::<S>::load_part(&dt[c..]) + V::load_part(&bias[c..])).store(item);
+                V::<S>::load_part(&x[c..]).store(&mut item[LANES..]);
+                silu(V::<S>::odds(&xz[2 * c..])).store(&mut item[2 * LANES..]);
             }
             let (b, c) = a.bc(t + i, self.y.group);
             let (b_to, c_to) = self.bc[i * 2 * a.n..][..2 * a.n].split_at_mut(a.n);
@@ -281,9 +290,13 @@ impl Forward<'_> {
         let rates = self.rates[v * size..][..size].as_chunks().0;
         let s = self.s[v * size..][..size].as_chunks_mut().0;
         let items = self.items[v * STAGED * ITEM..].as_chunks::<ITEM>().0;
+        let a = self.arrays;
+        let first = self.y.group * (a.e / a.h) + self.y.start;
+        let d = V::<S>::load_part(&a.d_e[first + v * LANES..first + self.y.width]);
         for (i, item) in items[..count].iter().enumerate() {
-            let (dt, dtx) = (V::<S>::load(item), V::load(&item[LANES..]));
-            let mut out = V::load(&item[2 * LANES..]);
+            let (dt, x) = (V::<S>::load(item), V::load(&item[LANES..]));
+            let dtx = dt * x;
+            let mut out = d * x;
             let (b_n, c_n) = self.bc[i * 2 * n..][..2 * n].split_at(n);
             for ((rate, s), (b, c)) in rates.iter().zip(&mut *s).zip(b_n.iter().zip(c_n)) {
                 let next = decay::<S, CLAMP>(dt, V::of(rate)).fma(V::of(s), dtx * V::splat(*b));
@@ -291,7 +304,7 @@ impl Forward<'_> {
                 out = next.fma(V::splat(*c), out);
             }
             let y = self.y.row_mut(t + i);
-            (out * V::load(&item[3 * LANES..])).store_part(&mut y[v * LANES..]);
+            (out * V::load(&item[2 * LANES..])).store_part(&mut y[v * LANES..]);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Backward pass of the selective scan.
 //!
 //! Spans are cut into the chunks whose first state the forward pass saved. A chunk's states and decays are
-//! computed again and kept, nearly in L1, while the gradient runs back through it. Sums over channels, which
+//! computed again and kept in L1 while the gradient runs back through it. Sums over channels, which
 //! dB and dC need, are taken within blocks of channels and then over the blocks in order, so they do not
 //! depend on the threads. With `g` the gradient of the state after a token (training.md 2.2 has them all):
 //!
@@ -13,15 +13,13 @@
 use super::math::{sigmoid, silu_slope, softplus_and_slope};
 use super::scan::{Arrays, decay, reaches_down, restore};
 use super::split::{Columns, Runs, Tile, Tiles};
-use super::tier::{LANES, Op, Tier, V};
+use super::tier::{LANES, Op, Tier, V, prefetch_row};
 use super::{Cpu, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, ScanAt, ScanGrads, Span};
 
 /// Channels whose dB and dC are added up before they leave a thread. Their rows are loaded and stored in
 /// loops that do nothing else, and are long enough for the processor to fetch ahead.
 const BLOCK: usize = 256;
-/// Vectors of channels that go through time together.
-const STRIP: usize = 2;
 
 /// See [`crate::Device::scan_bwd`].
 pub(super) fn scan_bwd(
@@ -58,7 +56,7 @@ pub(super) fn scan_bwd(
             return;
         }
         cpu.split(4 * a.t * a.e * a.n, parts, |_, (dx, ddt, dxz, da_log, dd, dbias, dbc)| {
-            let vectors = dx.width.div_ceil(LANES).next_multiple_of(STRIP);
+            let vectors = dx.width.div_ceil(LANES);
             scratch::floats(Memory::len(a.n, vectors), |memory| {
                 let grads = Grads { dx, ddt, dxz, da_log, dd, dbias, dbc };
                 cpu.isa.run(Backward { grads, memory: Memory::new(memory, a.n, vectors), dy, saved, arrays });
@@ -110,7 +108,8 @@ struct Memory<'a> {
     items: &'a mut [f32],
     /// B and C of the tokens of a chunk, `2 n` each.
     bc: &'a mut [f32],
-    /// Of a strip: states before and after each token, and decays; per token and vector `n` rows.
+    /// Of one vector of channels: states before and after each token, and decays; `n` rows per token. With
+    /// all else that a chunk needs of the vector these are 45 KiB for 16 states.
     states: &'a mut [f32],
     decays: &'a mut [f32],
     /// `n` rows each, rounded up to 16: the terms of dB and dC of one token.
@@ -130,9 +129,7 @@ const DZ: usize = 4 * LANES;
 impl<'a> Memory<'a> {
     fn sizes(n: usize, vectors: usize) -> [usize; 12] {
         let (rows, padded) = (vectors * n * LANES, n.next_multiple_of(LANES) * LANES);
-        let (lanes, strip) = (vectors * LANES, STRIP * n * LANES);
-        let items = vectors * SCAN_CHUNK * ITEM;
-        let states = [(SCAN_CHUNK + 1) * strip, SCAN_CHUNK * strip];
+        let (lanes, items) = (vectors * LANES, vectors * SCAN_CHUNK * ITEM);
         [
             rows,
             rows,
@@ -142,8 +139,8 @@ impl<'a> Memory<'a> {
             lanes,
             items,
             (SCAN_CHUNK * 2 * n).next_multiple_of(LANES),
-            states[0],
-            states[1],
+            (SCAN_CHUNK + 1) * n * LANES,
+            SCAN_CHUNK * n * LANES,
             padded,
             padded,
         ]
@@ -192,7 +189,6 @@ impl Op for Backward<'_> {
         for sums in [&mut *m.da, m.da_chunk, m.dd, m.dbias, m.db, m.dc] {
             sums.fill(0.0);
         }
-        m.rates.fill(0.0);
         a.rates::<S>(m.rates, first, width);
         let mut saved = 0;
         for span in a.spans {
@@ -237,11 +233,11 @@ impl Backward<'_> {
     fn chunk<S: Tier>(&mut self, chunk: Chunk) {
         self.stage::<S>(chunk);
         let (n, vectors) = (self.arrays.n, self.grads.dx.width.div_ceil(LANES));
-        for first in (0..vectors).step_by(STRIP) {
+        for v in 0..vectors {
             // The number of states of every published model is known to the compiler.
             match n {
-                16 => self.strip::<S>(16, first, STRIP.min(vectors - first), chunk),
-                _ => self.strip::<S>(n, first, STRIP.min(vectors - first), chunk),
+                16 => self.vector::<S>(16, v, chunk),
+                _ => self.vector::<S>(n, v, chunk),
             }
         }
         self.deliver::<S>(chunk);
@@ -258,6 +254,10 @@ impl Backward<'_> {
         for i in 0..chunk.len {
             let t = chunk.start + i;
             let row = t * a.e + first..t * a.e + first + width;
+            if i + 1 < chunk.len {
+                a.prefetch::<S>(t + 1, first, width);
+                prefetch_row::<S>(&self.dy[row.start + a.e..row.end + a.e]);
+            }
             let (x, dt, dy) = (&a.x_te[row.clone()], &a.dt_te[row.clone()], &self.dy[row.clone()]);
             let xz = &a.xz[2 * row.start..2 * row.end];
             for (v, c) in (0..width).step_by(LANES).enumerate() {
@@ -294,29 +294,24 @@ impl Backward<'_> {
         }
     }
 
-    /// Takes `count` vectors of channels from vector `first` through a chunk, forward and back.
+    /// Takes vector `v` through a chunk, forward and back.
     #[inline(always)]
-    fn strip<S: Tier>(&mut self, n: usize, first: usize, count: usize, chunk: Chunk) {
+    fn vector<S: Tier>(&mut self, n: usize, v: usize, chunk: Chunk) {
         let saved = &self.saved[chunk.saved * self.arrays.e * n..][..self.arrays.e * n];
-        let from = (self.first() + first * LANES) * n;
-        let len = (count * LANES).min(self.grads.dx.width - first * LANES) * n;
-        restore::<S>(self.memory.states, &saved[from..][..len], n);
-        for k in 0..count {
-            let items = self.memory.items[(first + k) * SCAN_CHUNK * ITEM..].chunks_exact(ITEM);
-            let mut longest = V::<S>::zero();
-            for item in items.take(chunk.len) {
-                longest = V::load(item).larger(longest);
-            }
-            if reaches_down(longest, &self.memory.rates[(first + k) * n * LANES..][..n * LANES]) {
-                self.again::<S, true>(n, first, k, chunk.len);
-            } else {
-                self.again::<S, false>(n, first, k, chunk.len);
-            }
+        let from = (self.first() + v * LANES) * n;
+        let width = LANES.min(self.grads.dx.width - v * LANES);
+        restore::<S>(self.memory.states, &saved[from..][..width * n], n);
+        let mut longest = V::<S>::zero();
+        for item in self.memory.items[v * SCAN_CHUNK * ITEM..].chunks_exact(ITEM).take(chunk.len) {
+            longest = V::load(item).larger(longest);
+        }
+        if reaches_down(longest, &self.memory.rates[v * n * LANES..][..n * LANES]) {
+            self.again::<S, true>(n, v, chunk.len);
+        } else {
+            self.again::<S, false>(n, v, chunk.len);
         }
         for i in (0..chunk.len).rev() {
-            for k in 0..count {
-                self.back::<S>(n, first, k, i);
-            }
+            self.back::<S>(n, v, i);
             let (db, dc) = self.grads.dbc[(chunk.start + i) * 2 * n..][..2 * n].split_at_mut(n);
             add_lanes::<S>(db, self.memory.db);
             add_lanes::<S>(dc, self.memory.dc);
@@ -330,23 +325,20 @@ impl Backward<'_> {
         V::load_part(&self.arrays.d_e[self.first() + v * LANES..end])
     }
 
-    /// Computes states, decays and outputs of the first `len` tokens as the forward pass did, for vector `k`
-    /// of the strip that begins with vector `first`.
+    /// Computes states, decays and outputs of vector `v` after the first `len` tokens as the forward pass did.
     #[inline(always)]
-    fn again<S: Tier, const CLAMP: bool>(&mut self, n: usize, first: usize, k: usize, len: usize) {
-        let d = self.skip::<S>(first + k);
-        let m = &mut self.memory;
-        let (size, step) = (n * LANES, STRIP * n * LANES);
-        let rates = m.rates[(first + k) * size..][..size].as_chunks().0;
-        let items = m.items[(first + k) * SCAN_CHUNK * ITEM..].as_chunks_mut::<ITEM>().0;
+    fn again<S: Tier, const CLAMP: bool>(&mut self, n: usize, v: usize, len: usize) {
+        let d = self.skip::<S>(v);
+        let (m, size) = (&mut self.memory, n * LANES);
+        let rates = m.rates[v * size..][..size].as_chunks().0;
+        let items = m.items[v * SCAN_CHUNK * ITEM..].as_chunks_mut::<ITEM>().0;
         for (i, item) in items[..len].iter_mut().enumerate() {
             let (dt, x) = (V::<S>::load(item), V::load(&item[X..]));
             let dtx = dt * x;
             let mut out = d * x;
-            let (before, after) = m.states[i * step..][..2 * step].split_at_mut(step);
-            let (before, after) = (&before[k * size..][..size], &mut after[k * size..][..size]);
+            let (before, after) = m.states[i * size..][..2 * size].split_at_mut(size);
             let states = before.as_chunks().0.iter().zip(after.as_chunks_mut().0);
-            let decays = m.decays[i * step + k * size..][..size].as_chunks_mut().0;
+            let decays = m.decays[i * size..][..size].as_chunks_mut().0;
             let (b_n, c_n) = m.bc[i * 2 * n..][..2 * n].split_at(n);
             let both = b_n.iter().zip(c_n);
             for (((rate, kept), (before, after)), (b, c)) in rates.iter().zip(decays).zip(states).zip(both) {
@@ -361,20 +353,18 @@ impl Backward<'_> {
         }
     }
 
-    /// Takes the gradient back through token `i` of the chunk, for vector `k` of the strip that begins with
-    /// vector `first`. The terms of dB and dC are those of vector 0, to which the others add theirs.
+    /// Takes the gradient of vector `v` back through token `i` of the chunk, and leaves the terms of dB and dC.
     #[inline(always)]
-    fn back<S: Tier>(&mut self, n: usize, first: usize, k: usize, i: usize) {
-        let (v, d) = (first + k, self.skip::<S>(first + k));
-        let m = &mut self.memory;
-        let (size, step) = (n * LANES, STRIP * n * LANES);
+    fn back<S: Tier>(&mut self, n: usize, v: usize, i: usize) {
+        let d = self.skip::<S>(v);
+        let (m, size) = (&mut self.memory, n * LANES);
         let item = &mut m.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
         let (dt, x, dy) = (V::<S>::load(item), V::load(&item[X..]), V::load(&item[DY..]));
         let dtx = dt * x;
         let (b_n, c_n) = m.bc[i * 2 * n..][..2 * n].split_at(n);
-        let before = m.states[i * step + k * size..][..size].as_chunks().0;
-        let after = m.states[(i + 1) * step + k * size..][..size].as_chunks().0;
-        let decays = m.decays[i * step + k * size..][..size].as_chunks().0;
+        let before = m.states[i * size..][..size].as_chunks().0;
+        let after = m.states[(i + 1) * size..][..size].as_chunks().0;
+        let decays = m.decays[i * size..][..size].as_chunks().0;
         let rates = m.rates[v * size..][..size].as_chunks().0;
         let g = m.g[v * size..][..size].as_chunks_mut().0;
         let da = m.da_chunk[v * size..][..size].as_chunks_mut().0;
@@ -382,12 +372,8 @@ impl Backward<'_> {
         let (mut through_b, mut through_a) = (V::zero(), V::zero());
         for j in 0..n {
             let g_j = dy.fma(V::splat(c_n[j]), V::of(&g[j]));
-            let (mut db_j, mut dc_j) = (g_j * dtx, dy * V::of(&after[j]));
-            if k > 0 {
-                (db_j, dc_j) = (g_j.fma(dtx, V::of(&db[j])), dy.fma(V::of(&after[j]), V::of(&dc[j])));
-            }
-            db_j.to(&mut db[j]);
-            dc_j.to(&mut dc[j]);
+            (g_j * dtx).to(&mut db[j]);
+            (dy * V::of(&after[j])).to(&mut dc[j]);
             through_b = g_j.fma(V::splat(b_n[j]), through_b);
             let g_decayed = g_j * V::of(&decays[j]);
             let pull = g_decayed * V::of(&before[j]);

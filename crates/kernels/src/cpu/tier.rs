@@ -73,6 +73,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
 
     /// [`Tier::fma`] of single numbers, for loops that the compiler vectorises.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
+    /// Asks for the cache line of `x` ahead of its use, where the tier can.
+    fn prefetch(x: &f32);
 }
 
 /// The tier of any machine.
@@ -209,6 +211,24 @@ impl Tier for Scalar {
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a * b + c
+    }
+    #[inline(always)]
+    fn prefetch(_x: &f32) {}
+}
+
+/// Asks for the beginning of each memory page of a row that comes next. The processor sees the rest of the
+/// page coming, but not the row, whose pages are far from those of this one.
+#[inline(always)]
+pub(super) fn prefetch_row<S: Tier>(row: &[f32]) {
+    const PAGE: usize = 1024;
+    let mut at = 0;
+    while at < row.len() {
+        for line in 0..3 {
+            if let Some(x) = row.get(at + line * LANES) {
+                S::prefetch(x);
+            }
+        }
+        at += PAGE - (row.as_ptr().addr() / size_of::<f32>() + at) % PAGE;
     }
 }
 

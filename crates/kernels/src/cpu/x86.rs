@@ -217,6 +217,17 @@ impl Tier for Avx2 {
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
     }
+    #[inline(always)]
+    fn prefetch(x: &f32) {
+        prefetch(x);
+    }
+}
+
+/// Into the second level: the first is small, and working memory fills it.
+#[inline(always)]
+fn prefetch(x: &f32) {
+    // SAFETY: any x86-64 has the instruction, and it reads nothing that the program could see.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
 }
 
 /// The even (0x88) or odd (0xdd) elements.
@@ -461,6 +472,10 @@ impl Tier for Avx512 {
     #[inline(always)]
     fn fma1(a: f32, b: f32, c: f32) -> f32 {
         a.mul_add(b, c)
+    }
+    #[inline(always)]
+    fn prefetch(x: &f32) {
+        prefetch(x);
     }
 }
 
