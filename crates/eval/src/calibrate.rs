@@ -23,7 +23,7 @@ pub fn calibrate<E: From<EvalError>>(
 ) -> Result<Moments, E> {
     assert!(context > 0, "the context holds at least one token");
     let dev = model.device().clone();
-    let mut state = State::new(&model.config, dev.clone(), 1, context);
+    let mut state = State::new(model, 1, context);
     let (workspace, moments) = Workspace::observing(dev);
     for (number, document) in documents.into_iter().enumerate() {
         let document = document?;

@@ -120,7 +120,7 @@ struct Side<'m> {
 impl<'m> Side<'m> {
     fn new(model: &'m Zamba, context: usize) -> Self {
         let dev = model.device().clone();
-        let state = State::new(&model.config, dev.clone(), 1, context);
+        let state = State::new(model, 1, context);
         Side { model, workspace: Workspace::new(dev), state, logits: vec![] }
     }
 

@@ -135,7 +135,7 @@ impl Against {
 
 /// The model to compare with, if its tokens are those of `model`.
 fn load_other(folder: &Path, args: &Args, model: &Zamba) -> anyhow::Result<Zamba> {
-    let checkpoint = common::open(folder)?;
+    let checkpoint = common::open(folder, args.load)?;
     let (other, ours) = (checkpoint.config.vocab_size, model.config.vocab_size);
     if other != ours {
         bail!(
@@ -143,7 +143,7 @@ fn load_other(folder: &Path, args: &Args, model: &Zamba) -> anyhow::Result<Zamba
             folder.display()
         );
     }
-    common::load(&checkpoint, &args.device)
+    common::load(&checkpoint, &args.device, args.load)
 }
 
 impl Report {

@@ -15,7 +15,7 @@ use zamba_kernels::cpu::{Cpu, QuantError};
 
 use crate::cmd::convert::companions;
 use crate::cmd::eval::documents;
-use crate::common::{self, DeviceArgs, ModelArgs};
+use crate::common::{self, DeviceArgs, LoadArgs, ModelArgs};
 use crate::progress::{Progress, Unit};
 use crate::{interrupt, out};
 
@@ -50,6 +50,8 @@ pub(crate) struct Args {
     model: ModelArgs,
     #[command(flatten)]
     device: DeviceArgs,
+    #[command(flatten)]
+    load: LoadArgs,
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
@@ -72,7 +74,7 @@ const CONTEXT: usize = 2048;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let folder = args.model.folder()?;
-    let checkpoint = common::open(&folder)?;
+    let checkpoint = common::open(&folder, args.load)?;
     if checkpoint.config.quantization.is_some() {
         bail!("{} is quantised already; quantise the checkpoint that it was made from", folder.display());
     }
@@ -151,7 +153,7 @@ fn moments(
     }
     let longest = documents.iter().map(|d| d.tokens.len()).max().unwrap_or(1);
     let context = common::check_context(&checkpoint.config, longest.min(CONTEXT) as u64)?;
-    let model = common::load(checkpoint, &args.device)?;
+    let model = common::load(checkpoint, &args.device, args.load)?;
     let mut progress = Progress::new("calibrating", tokens, Unit::Items("tokens"));
     let moments = calibrate(&model, context, documents.into_iter().map(Ok::<_, anyhow::Error>), |seen| {
         progress.add(seen);
