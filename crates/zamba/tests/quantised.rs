@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::{cpus, devices, lively, logits, tokens, wide_config};
 use files::{Tensors, pack, plain, unpack};
-use zamba::checkpoint::{Checkpoint, LoadError, LoadOptions, SaveOptions, save_quantised};
+use zamba::checkpoint::{Checkpoint, LoadError, LoadOptions, SaveOptions, Weights, save_quantised};
 use zamba::config::{ConfigError, FileDtype, QuantFormat, ZambaConfig};
 use zamba::{Batch, State, Workspace, Zamba};
 use zamba_kernels::cpu::{Cpu, Isa};
@@ -22,7 +22,7 @@ fn config(format: QuantFormat) -> ZambaConfig {
 }
 
 fn chunked(model: &Zamba, ws: &Workspace, toks: &[u32], cuts: &[usize]) -> Vec<u32> {
-    let mut state = State::new(&model.config, model.device().clone(), 1, toks.len());
+    let mut state = State::new(model, 1, toks.len());
     let (mut out, mut at) = (vec![], 0);
     for &len in cuts {
         let mut batch = Batch::default();
@@ -116,7 +116,7 @@ fn open(dir: &Path) -> Result<Checkpoint, LoadError> {
 }
 
 fn load(dir: &Path) -> Result<Zamba, LoadError> {
-    Zamba::load(&open(dir)?, std::sync::Arc::new(Cpu::new(Some(2))), None, &mut |_| {})
+    Zamba::load(&open(dir)?, std::sync::Arc::new(Cpu::new(Some(2))), None, Weights::Copy, &mut |_| {})
 }
 
 #[test]
@@ -134,7 +134,8 @@ fn folders_load_to_the_same_bits_in_one_file_and_in_shards() {
             assert_eq!(checkpoint.config.quantization, Some(format));
             let mut last = 0;
             let dev: std::sync::Arc<dyn Device> = std::sync::Arc::new(Cpu::new(Some(2)));
-            let again = Zamba::load(&checkpoint, dev.clone(), None, &mut |done| last = done).unwrap();
+            let again =
+                Zamba::load(&checkpoint, dev.clone(), None, Weights::Copy, &mut |done| last = done).unwrap();
             assert_eq!(last, checkpoint.total_bytes());
             assert!(logits(&again, &Workspace::new(dev), Batch::of(&toks), None) == want, "{format:?}");
         }
@@ -299,7 +300,8 @@ fn bytes_that_no_quantiser_writes_are_refused_when_they_are_read() {
         );
         let options = LoadOptions { allow_nonfinite: true, ..LoadOptions::default() };
         let lenient = Checkpoint::open(&dir, &options).unwrap();
-        Zamba::load(&lenient, std::sync::Arc::new(Cpu::new(Some(2))), None, &mut |_| {}).unwrap();
+        Zamba::load(&lenient, std::sync::Arc::new(Cpu::new(Some(2))), None, Weights::Copy, &mut |_| {})
+            .unwrap();
     }
 }
 

@@ -60,7 +60,7 @@ pub(super) fn exp_weight<S: Tier>(x: V<S>) -> V<S> {
 /// lets it be: errors of decays near 1 add up over the longest memories.
 #[inline(always)]
 pub(super) fn exp2_decay<S: Tier>(x: V<S>) -> V<S> {
-    let r = x.from_nearest();
+    let r = x.off_nearest();
     let p = polynomial(r, [1.322_570_9e-3, 9.671_763e-3, 5.550_891_4e-2, 2.402_223_7e-1, 6.931_468e-1, 1.0]);
     p.scale_whole(x - r)
 }

@@ -63,7 +63,7 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn scale(p: Self::V, k: Self::V) -> Self::V;
     /// `x` less the nearest integer (even in the middle), which is exact; for `x` in ±2^22. A zero may have
     /// either sign.
-    fn from_nearest(x: Self::V) -> Self::V;
+    fn off_nearest(x: Self::V) -> Self::V;
     /// `p * 2^n` for `p` from 0.5 to 2 and an integer `n` in -125 ..= 125. NaN stays NaN.
     fn scale_whole(p: Self::V, n: Self::V) -> Self::V;
     /// Lane `j` of the result is the sum of the lanes of `rows[j]`, added by halving: 8 apart, 4, 2, 1.
@@ -179,7 +179,7 @@ impl Tier for Scalar {
         })
     }
     #[inline(always)]
-    fn from_nearest(x: Array) -> Array {
+    fn off_nearest(x: Array) -> Array {
         Array::each(|l| x.0[l] - ((x.0[l] + MAGIC) - MAGIC))
     }
     #[inline(always)]
@@ -396,10 +396,10 @@ impl<S: Tier> V<S> {
         V(S::scale(self.0, k.0))
     }
 
-    /// See [`Tier::from_nearest`].
+    /// See [`Tier::off_nearest`].
     #[inline(always)]
-    pub(super) fn from_nearest(self) -> Self {
-        V(S::from_nearest(self.0))
+    pub(super) fn off_nearest(self) -> Self {
+        V(S::off_nearest(self.0))
     }
 
     /// See [`Tier::scale_whole`].
@@ -605,7 +605,7 @@ mod tests {
                 pairs.1,
                 V::splat(1.3).scale_whole(n),
                 V::splat(0.5).scale_whole(n),
-                (n * V::splat(0.7)).from_nearest() + V::zero(),
+                (n * V::splat(0.7)).off_nearest() + V::zero(),
                 turned[0],
                 turned[5],
                 turned[15],

@@ -171,7 +171,7 @@ impl Tier for Avx2 {
         (half(p.0, k.0), half(p.1, k.1))
     }
     #[inline(always)]
-    fn from_nearest(x: Pair) -> Pair {
+    fn off_nearest(x: Pair) -> Pair {
         #[inline(always)]
         fn half(x: __m256) -> __m256 {
             const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
@@ -408,7 +408,7 @@ impl Tier for Avx512 {
         unsafe { _mm512_scalef_ps(p, _mm512_sub_ps(k, _mm512_set1_ps(MAGIC))) }
     }
     #[inline(always)]
-    fn from_nearest(x: __m512) -> __m512 {
+    fn off_nearest(x: __m512) -> __m512 {
         // To no digits after the point, and raises nothing.
         const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
         // SAFETY: see the module text.
