@@ -17,7 +17,7 @@
 //! sum runs across a vector, and the same line is an operand of a tile of integers.
 //!
 //! # Products
-//! A linear map with such a matrix quantises its input as well, by token and group ([`Activations`]), so that
+//! A linear map with such a matrix quantises its input as well, by token and group (`Activations`), so that
 //! products are integers. With `isum` the exact integer sum of the products of a group,
 //! `y[t, o] = sum over groups g, in order, of isum * (scale[o, g] * x_scale[t, g])`, in fused multiply-adds
 //! of f32; the bias is added last. Integer sums have no order, so every way to compute them gives equal bits.

@@ -1,6 +1,6 @@
 //! `zamba quantize`: a checkpoint with its matrices in 8 or 4 bits.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -100,7 +100,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     };
     let cpu = args.device.cpu()?;
     let mut report = Report::new(args, &checkpoint, &config, tokens);
-    let mut weights = vec![];
+    let (mut weights, mut done) = (vec![], BTreeSet::new());
     common::save_quantised("quantising", &args.out, &config, &options, &mut |spec, content| {
         let read = |numbers: &mut Vec<f32>| {
             let read = checkpoint.read_whole(&spec.name, numbers);
@@ -111,7 +111,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let id = checkpoint.specs().iter().position(|s| s.name == spec.name);
         let importance = id.and_then(|id| moments.mean_squares(id)).map(spread);
         let error = quantise(&cpu, format, spec, &weights, importance.as_deref(), content);
-        report.add(spec, error);
+        // The scales of a tensor may be asked for after those of others, which takes a second turn.
+        if done.insert(spec.name.clone()) {
+            report.add(spec, error);
+        }
         Ok(())
     })?;
     if args.json { out::json(&report) } else { out::table(&report.rows()) }
@@ -145,10 +148,10 @@ fn moments(
     text: &Path,
 ) -> anyhow::Result<(Moments, u64)> {
     let vocab = checkpoint.config.vocab_size;
-    let (documents, _) = documents(text, folder, vocab)?;
+    let (documents, bytes) = documents(text, folder, vocab)?;
     documents.iter().try_for_each(|d| common::check_tokens(&d.tokens, vocab))?;
     let tokens: u64 = documents.iter().map(|d| d.tokens.len() as u64).sum();
-    if tokens == 0 {
+    if bytes == 0 {
         bail!("{} holds no text to calibrate with", text.display());
     }
     let longest = documents.iter().map(|d| d.tokens.len()).max().unwrap_or(1);

@@ -192,7 +192,7 @@ mod dots {
     /// As many sums as the latency of a dot asks for, and two units.
     pub(super) const SUMS: usize = 12;
 
-    /// A loop that this machine has the instructions for: only [`bf16`] and [`int8`] make one, after they
+    /// A loop that this machine has the instructions for: only [`bf16()`] and [`int8()`] make one, after they
     /// have found them.
     #[derive(Clone, Copy)]
     pub(super) struct Loop(unsafe fn(usize));

@@ -119,7 +119,8 @@ impl IntOp for Quantise<'_> {
         let outputs = self.q.as_chunks_mut().0.iter_mut().zip(self.scales).zip(self.starts);
         for (x, ((q, scale), start)) in self.x.as_chunks().0.iter().zip(outputs) {
             let (s, sum) = S::quantise(x, q);
-            (*scale, *start) = (s, -zero * sum);
+            // The sum of a group with values that are not finite means nothing; its scale makes it NaN.
+            (*scale, *start) = (s, (-zero).wrapping_mul(sum));
         }
     }
 }

@@ -170,7 +170,7 @@ fn check_stored(entry: &WriteEntry, values: &[f32], bytes: &[u8], at: u64) -> Re
 const ALIGN: usize = 64;
 
 /// The header of a file of `entries`, with its eight-byte length, and the order in which the tensors
-/// follow it: as given, but sizes that are multiples of [`ALIGN`] first, which keeps these at such multiples;
+/// follow it: as given, but sizes that are multiples of 64 bytes first, which keeps these at such multiples;
 /// behind them wider types first, so that every number lies at a multiple of its size.
 ///
 /// # Errors
