@@ -71,21 +71,25 @@ fn every_device_understands_quantised_weights() {
     let run = |extra: &[&str]| ids(&bench.run(args.iter().chain(extra)).json()["tokens"]);
     let first = run(&[]);
     assert_eq!(run(&["-t", "1"]), first);
-    // Other tiers and the definition round sums and the weights of attention elsewhere, and where that decides how
-    // an activation is quantised, it moves by a step, 1/127 of the largest of its group. Logits of this model
-    // are up to 10, so likelihoods may differ by 10/127.
-    bench.write("score.jsonl", "{\"tokens\":[1,20,30,40,50,60,70,80]}\n");
-    let score = |extra: &[&str]| {
-        let args = ["score", "-m", "q", "--input", "score.jsonl"];
+    // Tiers round sums in other places, and where that decides to which integer an activation goes, it moves by a step.
+    // All such moves together are a part of what rounding operands does at all, which the same weights multiplied
+    // out to f32 show on this very model.
+    bench.run(["convert", "-m", "q", "--out", "wide", "--dtype", "f32"]).ok();
+    let tokens: Vec<u32> = (0..96).map(|i| (i * 37 + 1) % 300).collect();
+    bench.write("score.jsonl", json!({ "tokens": tokens }).to_string());
+    let score = |model: &str, extra: &[&str]| {
+        let args = ["score", "-m", model, "--input", "score.jsonl"];
         let line = bench.run(args.iter().chain(extra)).json();
         let logprobs = line["logprobs"].as_array().unwrap().clone();
         logprobs.iter().skip(1).map(|x| x.as_f64().unwrap()).collect::<Vec<_>>()
     };
-    let first = score(&[]);
+    let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b).powi(2)).sum::<f64>().sqrt();
+    let first = score("q", &[]);
+    let rounding = distance(&first, &score("wide", &["--device", "reference"]));
+    assert!(rounding > 0.0);
     for extra in [["--isa", "scalar"], ["--device", "reference"]] {
-        for (a, b) in score(&extra).iter().zip(&first) {
-            assert!((a - b).abs() < 10.0 / 127.0, "{extra:?}: {a} and {b}");
-        }
+        let moved = distance(&first, &score("q", &extra));
+        assert!(moved < rounding, "{extra:?}: {moved}, while rounding operands does {rounding}");
     }
     bench.write("in.jsonl", "{\"tokens\":[1,20,30,40]}\n");
     let score = bench.run(["score", "-m", "q", "--input", "in.jsonl"]).json();

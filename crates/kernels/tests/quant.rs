@@ -1,5 +1,6 @@
 //! Quantised matrices on every tier, where the list of cases cannot look.
 
+use zamba_kernels::cases;
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::quant::{self, Quants};
 use zamba_kernels::reference::Reference;
@@ -59,6 +60,31 @@ fn a_token_that_is_not_finite_gives_nan_and_leaves_others_alone() {
             }
         }
     }
+}
+
+#[test]
+fn fused_tiers_give_the_same_bits() {
+    // Sums of integers are exact however they are made; only `scalar` rounds products and sums apart.
+    let tiers: Vec<Cpu> = Isa::available()
+        .into_iter()
+        .filter(|isa| isa.to_string() != "scalar")
+        .map(|isa| Cpu::with(isa, 2))
+        .collect();
+    let Some(first) = tiers.first() else {
+        eprintln!("NOT TESTED: this machine has no fused tier");
+        return;
+    };
+    let cases = cases::all();
+    let quantised = cases.iter().filter(|case| case.name().starts_with("linear Q"));
+    let mut count = 0;
+    for case in quantised {
+        count += 1;
+        let want = case.run_bits(first);
+        for other in &tiers[1..] {
+            assert!(case.run_bits(other) == want, "{} on {}", case.name(), other.name());
+        }
+    }
+    assert!(count > 40, "{count} cases");
 }
 
 #[test]

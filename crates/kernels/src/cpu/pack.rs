@@ -17,6 +17,8 @@ use super::amx::{Amx, SIDE, STEP};
 
 /// Pairs along the sum in a tile.
 const PAIRS: usize = STEP / 2;
+/// Bytes of a line of the caches.
+const LINE: usize = 64;
 
 /// A row-major array that is read in blocks; rows and columns beyond its sizes read as zero.
 #[derive(Clone, Copy)]
@@ -173,15 +175,24 @@ impl Amx {
         unsafe { pack_beside(out, a, b) }
     }
 
-    /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`.
+    /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`. With `past` the caches are left
+    /// alone, if the rows begin with a line of them; see [`Amx::settle`].
     ///
     /// # Panics
     /// If a row of `y`, or `bias`, has not 16 elements.
-    pub(super) fn transpose(self, y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
+    pub(super) fn transpose(self, y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>, past: bool) {
         assert!(x.len() == SIDE * SIDE && y.iter().all(|y| y.len() == SIDE), "16 x 16 numbers");
         assert!(bias.is_none_or(|b| b.len() == SIDE), "a bias of 16");
+        let past = past && y.iter().all(|y| y.as_ptr().addr().is_multiple_of(LINE));
         // SAFETY: `self` proves the features.
-        unsafe { transpose(y, x, bias) }
+        unsafe { if past { transpose::<true>(y, x, bias) } else { transpose::<false>(y, x, bias) } }
+    }
+
+    /// Orders what was written past the caches before all that this thread writes from now on, and so before its
+    /// word that it is done.
+    pub(super) fn settle(self) {
+        // SAFETY: every x86-64 processor has the instruction, and it only orders writes.
+        unsafe { _mm_sfence() }
     }
 
     /// Adds the 16 x 16 numbers of `x` to the rows of `y`.
@@ -267,8 +278,9 @@ fn pack_beside(out: &mut [bf16], a: &[f32], b: &[f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn transpose(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
-    // SAFETY: compiled with the features; loads and stores of 16 numbers are the rows, which the caller checked.
+fn transpose<const PAST: bool>(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
+    // SAFETY: compiled with the features; loads and stores of 16 numbers are the rows, which the caller checked; they are
+    // aligned to lines when they go past the caches.
     unsafe {
         let mut rows = [_mm512_setzero_si512(); SIDE];
         for (j, row) in rows.iter_mut().enumerate() {
@@ -277,7 +289,12 @@ fn transpose(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
         let add = bias.map_or(_mm512_setzero_ps(), |b| _mm512_loadu_ps(b.as_ptr()));
         for (y, row) in y.into_iter().zip(transpose_in(rows)) {
             let row = _mm512_castsi512_ps(row);
-            _mm512_storeu_ps(y.as_mut_ptr(), if bias.is_some() { _mm512_add_ps(row, add) } else { row });
+            let row = if bias.is_some() { _mm512_add_ps(row, add) } else { row };
+            if PAST {
+                _mm512_stream_ps(y.as_mut_ptr(), row);
+            } else {
+                _mm512_storeu_ps(y.as_mut_ptr(), row);
+            }
         }
     }
 }
@@ -415,11 +432,11 @@ mod tests {
         let x: [f32; SIDE * SIDE] = std::array::from_fn(|i| i as f32);
         let bias: [f32; SIDE] = std::array::from_fn(|i| 1000.0 * i as f32);
         let mut y = [[7.0; SIDE]; SIDE];
-        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, None);
+        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, None, false);
         assert_eq!(y[3][7], x[7 * SIDE + 3]);
         amx.add_rows(y.each_mut().map(|y| &mut y[..]), &x);
         assert_eq!(y[3][7], x[7 * SIDE + 3] + x[3 * SIDE + 7]);
-        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, Some(&bias));
+        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, Some(&bias), false);
         assert_eq!(y[3][7], x[7 * SIDE + 3] + 7000.0);
     }
 }

@@ -26,6 +26,9 @@ const DEPTH: usize = 8;
 /// 256 KiB each, are to stay in L2.
 const TOKENS: usize = 512;
 const ROWS: usize = 256;
+/// Bytes of outputs from which on they are written past the caches: a line that is written whole need not be
+/// read first, and of so many none would be found in L2 later.
+const PAST: usize = 2 << 20;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -47,6 +50,7 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
         let packed = &*packed;
         let bias = a.bias.map(Buf::f32);
         let (tokens, rows) = blocks(cpu, a);
+        let past = size_of_val(y) >= PAST;
         let out = Tiles::new(y, a.groups * a.o, tokens, Columns::grouped(a.groups * a.o, a.groups, rows));
         cpu.split(a.t * a.groups * a.o * a.i, out, |_, y: Tile<f32>| {
             let first = y.group * a.o + y.start;
@@ -58,6 +62,7 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
                 packed: &packed[at..],
                 columns,
                 steps,
+                past,
                 y,
             };
             if a.t <= SIDE { chunk.few(amx) } else { chunk.many(amx) }
@@ -90,6 +95,7 @@ struct Chunk<'a> {
     packed: &'a [bf16],
     columns: usize,
     steps: usize,
+    past: bool,
 }
 
 impl Chunk<'_> {
@@ -158,6 +164,7 @@ impl Chunk<'_> {
                 }
             });
         });
+        amx.settle();
     }
 
     /// Adds a block of `in` to the sums of the panel of weights from row `r`.
@@ -227,7 +234,7 @@ impl Chunk<'_> {
         let tokens = SIDE.min(self.y.rows - t);
         let bias = self.bias.map(|b| &b[r..][..rows]);
         if rows == SIDE && tokens == SIDE {
-            amx.transpose(self.y.rows_mut(t, r, SIDE), c, bias);
+            amx.transpose(self.y.rows_mut(t, r, SIDE), c, bias, self.past);
             return;
         }
         for j in 0..tokens {
