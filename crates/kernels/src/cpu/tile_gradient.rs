@@ -1,7 +1,7 @@
 //! Gradients of linear maps with bf16 weights on tiles.
 //!
 //! Both are products `C += A B` whose result is laid out as it is wanted. For the gradient of the input, A is
-//! `dy` as it lies, in bf16, and B the weights with rows of pairs interleaved; for that of the weights, A is
+//! `dy` in bf16, and B the weights with rows of pairs interleaved; for that of the weights, A is
 //! `dy` transposed and B the input with tokens of pairs interleaved. Sums run in steps of [`STEP`] in order, from
 //! zero, and are added to C at the end.
 
@@ -20,38 +20,39 @@ const DEPTH: usize = 8;
 /// Most rows and columns per chunk: unfinished sums are 512 KiB, a block of B 128 KiB.
 const ROWS: usize = 512;
 const COLUMNS: usize = 256;
+/// Tiles that are packed side by side: of each row of an array four lines are then read at once.
+const BESIDE: usize = 4;
+/// Elements of a packed tile.
+const TILE: usize = SIDE * STEP;
 
 /// See [`crate::Device::linear_dx`]; sizes are checked.
 pub(super) fn linear_dx(cpu: &Cpu, amx: Amx, dx: &mut [f32], dy: &Buf, a: &Linear) {
     let (dy, w, steps) = (dy.f32(), a.w.buf.bf16(), a.o.div_ceil(STEP));
-    let size = a.t.next_multiple_of(PANEL) * steps * STEP;
     if a.t * a.o * a.i == 0 {
         return;
     }
     for first in 0..a.groups {
-        halves(size, |packed| {
-            let tile = SIDE * steps * STEP;
-            cpu.split(a.t * a.o, Runs::new(&mut *packed, tile), |index, out: &mut [bf16]| {
-                let t = index * SIDE;
-                let rows = SIDE.min(a.t.saturating_sub(t));
-                let from = (t * a.groups + first) * a.o;
-                let dy = dy.get(from..).unwrap_or_default();
-                let block = Block { x: dy, stride: a.groups * a.o, rows, cols: a.o };
-                amx.pack_plain(&mut out[..rows * steps * STEP], block);
-                out[rows * steps * STEP..].fill(bf16::ZERO);
+        let stride = a.groups * a.o;
+        let dy = Block { x: &dy[first * a.o..], stride, rows: a.t, cols: a.o };
+        let w = Block { x: &w[first * a.o * a.i..], stride: a.i, rows: a.o, cols: a.i };
+        let columns = Columns {
+            at: a.x_at + first * a.x_group,
+            groups: 1,
+            group: a.i,
+            stride: a.i,
+            width: width(cpu, a.i, a.t),
+        };
+        halves(a.t.next_multiple_of(PANEL) * steps * STEP, |rows| {
+            cpu.split(a.t * a.o, Runs::new(&mut *rows, steps * TILE), |index, out: &mut [bf16]| {
+                pack_rows(amx, out, dy, index * SIDE);
             });
-            let product = Product { a: A::rows(packed, steps * STEP, STEP), steps, depth: a.o };
-            let columns = Columns {
-                at: a.x_at + first * a.x_group,
-                groups: 1,
-                group: a.i,
-                stride: a.i,
-                width: width(cpu, a.i, a.t),
-            };
-            let w = &w[first * a.o * a.i..][..a.o * a.i];
-            cpu.split(a.t * a.o * a.i, Tiles::new(&mut *dx, a.x_stride, ROWS, columns), |_, c: Tile<f32>| {
-                let b = Block { x: w, stride: a.i, rows: a.o, cols: a.i };
-                product.add(amx, c, b);
+            with_columns(cpu, amx, w, |b| {
+                let product = Product { a: A::packed(rows, steps, STEP), b, steps };
+                cpu.split(
+                    a.t * a.o * a.i,
+                    Tiles::new(&mut *dx, a.x_stride, ROWS, columns),
+                    |_, c: Tile<f32>| product.add(amx, c),
+                );
             });
         });
     }
@@ -63,27 +64,78 @@ pub(super) fn linear_dw(cpu: &Cpu, amx: Amx, dw: &mut [f32], dy: &Buf, a: &Linea
     if a.t * a.o * a.i == 0 {
         return;
     }
-    let size = a.o.next_multiple_of(PANEL) * steps * STEP;
     for (g, dw) in dw.chunks_exact_mut(a.o * a.i).enumerate() {
-        halves(size, |packed| {
-            let tile = SIDE * steps * STEP;
-            cpu.split(a.t * a.o, Runs::new(&mut *packed, tile), |index, out: &mut [bf16]| {
-                let o = index * SIDE;
-                let cols = SIDE.min(a.o.saturating_sub(o));
-                let dy = dy.get(g * a.o + o..).unwrap_or_default();
-                let rows = if cols == 0 { 0 } else { a.t };
-                let block = Block { x: dy, stride: a.groups * a.o, rows, cols };
-                if rows == 0 { out.fill(bf16::ZERO) } else { amx.pack_transposed(out, block) }
+        let dy = Block { x: &dy[g * a.o..], stride: a.groups * a.o, rows: a.t, cols: a.o };
+        let x = Block { x: &x[a.x_at + g * a.x_group..], stride: a.x_stride, rows: a.t, cols: a.i };
+        let columns = Columns::all(a.i, width(cpu, a.i, a.o));
+        halves(a.o.next_multiple_of(PANEL) * steps * STEP, |rows| {
+            let strips = Runs::new(&mut *rows, BESIDE * steps * TILE);
+            cpu.split(a.t * a.o, strips, |index, out: &mut [bf16]| {
+                pack_transposed(amx, out, dy, index * BESIDE * SIDE);
             });
-            let product = Product { a: A::packed(packed, steps, STEP), steps, depth: a.t };
-            let columns = Columns::all(a.i, width(cpu, a.i, a.o));
-            let x = &x[a.x_at + g * a.x_group..];
-            cpu.split(a.t * a.o * a.i, Tiles::new(dw, a.i, ROWS, columns), |_, c: Tile<f32>| {
-                let b = Block { x, stride: a.x_stride, rows: a.t, cols: a.i };
-                product.add(amx, c, b);
+            with_columns(cpu, amx, x, |b| {
+                let product = Product { a: A::packed(rows, steps, STEP), b, steps };
+                cpu.split(a.t * a.o * a.i, Tiles::new(dw, a.i, ROWS, columns), |_, c: Tile<f32>| {
+                    product.add(amx, c);
+                });
             });
         });
     }
+}
+
+/// Rows `from ..+ 16` of `x` as tiles of A, one per step; rows beyond it are zero.
+fn pack_rows(amx: Amx, out: &mut [bf16], x: Block<f32>, from: usize) {
+    for (step, out) in out.as_chunks_mut::<TILE>().0.iter_mut().enumerate() {
+        let part = part(x, from, step * STEP, SIDE, STEP);
+        let (rows, rest) = out.split_at_mut(part.rows * STEP);
+        amx.pack_plain(rows, part);
+        rest.fill(bf16::ZERO);
+    }
+}
+
+/// Columns of `x` from `from` on as rows of tiles of A, in strips of 16, one tile per step; columns beyond it
+/// are zero.
+fn pack_transposed(amx: Amx, out: &mut [bf16], x: Block<f32>, from: usize) {
+    let steps = x.rows.div_ceil(STEP);
+    for step in 0..steps {
+        for (n, strip) in out.chunks_exact_mut(steps * TILE).enumerate() {
+            let out = &mut strip[step * TILE..][..TILE];
+            match part(x, step * STEP, from + n * SIDE, STEP, SIDE) {
+                Block { rows: 0, .. } => out.fill(bf16::ZERO),
+                part => amx.pack_transposed(out, part),
+            }
+        }
+    }
+}
+
+/// Packs all of `x`, whose columns are those of the product, as tiles of B.
+fn with_columns<T: Element + Sync>(cpu: &Cpu, amx: Amx, x: Block<T>, f: impl FnOnce(Packed)) {
+    let (columns, steps) = (x.cols.div_ceil(SIDE).next_multiple_of(BESIDE), x.rows.div_ceil(STEP));
+    halves(steps.div_ceil(DEPTH) * columns * DEPTH * TILE, |packed| {
+        let pieces = Runs::new(&mut *packed, BESIDE * DEPTH * TILE);
+        cpu.split(x.rows * x.cols, pieces, |index, out: &mut [bf16]| {
+            let (block, n) = (index / (columns / BESIDE), index % (columns / BESIDE) * BESIDE);
+            for step in block * DEPTH..steps.min((block + 1) * DEPTH) {
+                for (j, out) in out.chunks_exact_mut(DEPTH * TILE).enumerate() {
+                    let out = &mut out[(step - block * DEPTH) * TILE..][..TILE];
+                    match part(x, step * STEP, (n + j) * SIDE, STEP, SIDE) {
+                        // A column that no product asks for.
+                        Block { rows: 0, .. } => {}
+                        part => amx.pack_columns(out, part),
+                    }
+                }
+            }
+        });
+        f(Packed { tiles: packed, columns });
+    });
+}
+
+/// At most `rows` rows and `cols` columns of `x` from row `r` and column `c` on; what lies beyond `x` is left out,
+/// and of nothing there are no rows.
+fn part<'a, T>(x: Block<'a, T>, r: usize, c: usize, rows: usize, cols: usize) -> Block<'a, T> {
+    let (rows, cols) = (x.rows.saturating_sub(r).min(rows), x.cols.saturating_sub(c).min(cols));
+    let rows = if cols == 0 { 0 } else { rows };
+    Block { x: x.x.get(r * x.stride + c..).unwrap_or_default(), stride: x.stride, rows, cols }
 }
 
 /// Columns per chunk: as many chunks as the threads can share evenly.
@@ -98,54 +150,47 @@ fn halves<R>(len: usize, f: impl FnOnce(&mut [bf16]) -> R) -> R {
     scratch::floats(len.div_ceil(2), |memory| f(&mut bytemuck::cast_slice_mut(memory)[..len]))
 }
 
+/// Tiles of B: blocks of [`DEPTH`] steps, in each the columns, in each the steps.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    tiles: &'a [bf16],
+    /// Tiles of columns per block.
+    columns: usize,
+}
+
+impl<'a> Packed<'a> {
+    /// Tiles from step `from`, which begins a block, and tile `n` of columns on.
+    fn at(self, from: usize, n: usize) -> B<'a, bf16> {
+        let tile = DEPTH * TILE;
+        B { x: &self.tiles[(from / DEPTH * self.columns + n) * tile..], tile }
+    }
+}
+
 /// The part of a product that all its chunks share.
 #[derive(Clone, Copy)]
 struct Product<'a> {
     /// All rows, padded to whole panels.
     a: A<'a, bf16>,
+    b: Packed<'a>,
     steps: usize,
-    /// Length of the sum.
-    depth: usize,
 }
 
 impl Product<'_> {
-    /// Adds the rows and columns of `c` of the product to it. `b` is the whole of B, unpacked.
-    fn add<T: Element>(self, amx: Amx, mut c: Tile<f32>, b: Block<T>) {
+    /// Adds the rows and columns of `c` of the product to it.
+    fn add(self, amx: Amx, mut c: Tile<f32>) {
         let tiles = Configured::new(amx, SIDE);
         let (panels, columns) = (c.rows.div_ceil(PANEL), c.width.div_ceil(SIDE));
         let size = PANEL * columns * SIDE;
         let sums = if self.steps > DEPTH { panels * size } else { 0 };
         scratch::floats(sums, |sums| {
-            halves(columns * DEPTH * SIDE * STEP, |packed| {
-                for from in (0..self.steps).step_by(DEPTH) {
-                    let steps = DEPTH.min(self.steps - from);
-                    self.pack(amx, packed, b, &c, from, steps);
-                    for p in 0..panels {
-                        let sums = sums.get_mut(p * size..(p + 1) * size).unwrap_or_default();
-                        self.panel(amx, &tiles, &mut c, packed, sums, p, from, steps);
-                    }
+            for from in (0..self.steps).step_by(DEPTH) {
+                let steps = DEPTH.min(self.steps - from);
+                for p in 0..panels {
+                    let sums = sums.get_mut(p * size..(p + 1) * size).unwrap_or_default();
+                    self.panel(amx, &tiles, &mut c, sums, p, from, steps);
                 }
-            });
+            }
         });
-    }
-
-    /// Packs steps `from ..+ steps` of the columns of `c`.
-    fn pack<T: Element>(
-        &self,
-        amx: Amx,
-        packed: &mut [bf16],
-        b: Block<T>,
-        c: &Tile<f32>,
-        from: usize,
-        steps: usize,
-    ) {
-        let rows = (steps * STEP).min(self.depth - from * STEP);
-        for (n, out) in packed.chunks_exact_mut(DEPTH * SIDE * STEP).enumerate() {
-            let column = n * SIDE;
-            let x = &b.x[from * STEP * b.stride + c.start + column..];
-            let block = Block { x, stride: b.stride, rows, cols: SIDE.min(c.width - column) };
-            amx.pack_columns(&mut out[..rows.div_ceil(STEP) * SIDE * STEP], block);
-        }
     }
 
     #[allow(clippy::too_many_arguments)]
@@ -154,7 +199,6 @@ impl Product<'_> {
         amx: Amx,
         tiles: &Configured,
         c: &mut Tile<f32>,
-        packed: &[bf16],
         sums: &mut [f32],
         p: usize,
         from: usize,
@@ -167,7 +211,7 @@ impl Product<'_> {
         let mut done = [0.0; PANEL * 2 * SIDE];
         for n in (0..columns).step_by(2) {
             let pair = (columns - n).min(2);
-            let b = B { x: &packed[n * DEPTH * SIDE * STEP..], tile: DEPTH * SIDE * STEP };
+            let b = self.b.at(from, c.start / SIDE + n);
             let sums = sums.get_mut(n * PANEL * SIDE..).unwrap_or_default();
             let (before, sums): (&[f32], &mut [f32]) = if last { (sums, &mut done) } else { (&[], sums) };
             let start = match from {
