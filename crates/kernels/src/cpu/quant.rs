@@ -23,6 +23,9 @@ const ROW_BLOCK: usize = 64;
 /// Fewer tokens than this go by vectors where there are tiles too.
 #[cfg(target_arch = "x86_64")]
 const FEW: usize = 9;
+/// Row blocks that one token meets side by side: the processor fetches ahead a bounded number of lines of each stream
+/// that it follows, and one stream is not enough to keep memory busy.
+const STREAMS: usize = 4;
 /// Bytes from the weights in use to those that are asked for from memory.
 const AHEAD: usize = 4096;
 
@@ -180,12 +183,13 @@ impl<const Q4: bool> IntOp for Forward<'_, Q4> {
 
     #[inline(always)]
     fn eval<S: IntTier>(mut self) {
-        for block in 0..self.y.width / ROWS {
-            if self.y.rows == 1 {
-                self.token::<S>(block);
-            } else {
-                self.tokens::<S>(block);
-            }
+        let blocks = self.y.width / ROWS;
+        if self.y.rows == 1 {
+            let streams = blocks - blocks % STREAMS;
+            (0..streams).step_by(STREAMS).for_each(|block| self.token::<S, STREAMS>(block));
+            (streams..blocks).for_each(|block| self.token::<S, 1>(block));
+        } else {
+            (0..blocks).for_each(|block| self.tokens::<S>(block));
         }
         if let Some(bias) = self.bias {
             for t in 0..self.y.rows {
@@ -221,35 +225,46 @@ impl<const Q4: bool> Forward<'_, Q4> {
         q.as_chunks().0.first_chunk().expect("16 times 4")
     }
 
-    /// One token: the lines come straight from memory.
+    /// One token and `B` row blocks, whose lines come straight from memory.
     #[inline(always)]
-    fn token<S: IntTier>(&mut self, block: usize) {
-        let mut acc = V::<S::F>::zero();
+    fn token<S: IntTier, const B: usize>(&mut self, block: usize) {
+        let mut acc = [V::<S::F>::zero(); B];
         for g in 0..self.groups {
-            let (w, x) = (self.block(block, g), self.fours(0, g));
-            // Two sums, so that products need not wait for one another.
-            let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
-            if Q4 {
-                let w: &[_; LINES / 2] = w.first_chunk().expect("8 parts");
-                for j in 0..LINES / 2 {
-                    S::prefetch(&w[j], AHEAD);
-                    let (low, high) = S::lines4(&w[j]);
-                    even = S::dot4(even, low, x[2 * j]);
-                    odd = S::dot4(odd, high, x[2 * j + 1]);
-                }
-            } else {
-                let w: &[_; LINES] = w.first_chunk().expect("16 lines");
-                for j in 0..LINES / 2 {
-                    S::prefetch(&w[2 * j], AHEAD);
-                    S::prefetch(&w[2 * j + 1], AHEAD);
-                    even = S::dot8(even, S::line8(&w[2 * j]), x[2 * j]);
-                    odd = S::dot8(odd, S::line8(&w[2 * j + 1]), x[2 * j + 1]);
-                }
+            for (b, acc) in acc.iter_mut().enumerate() {
+                let sum = self.group::<S>(block + b, g);
+                let scale = self.scale::<S>(block + b, g) * V::splat(self.x.scales[g]);
+                *acc = V::wrap(S::float(sum)).fma(scale, *acc);
             }
-            let scale = self.scale::<S>(block, g) * V::splat(self.x.scales[g]);
-            acc = V::wrap(S::float(S::add(even, odd))).fma(scale, acc);
         }
-        acc.store(&mut self.y.row_mut(0)[block * ROWS..]);
+        for (b, acc) in acc.into_iter().enumerate() {
+            acc.store(&mut self.y.row_mut(0)[(block + b) * ROWS..]);
+        }
+    }
+
+    /// The integer sums of a row block and group for the first token.
+    #[inline(always)]
+    fn group<S: IntTier>(&self, block: usize, g: usize) -> S::I {
+        let (w, x) = (self.block(block, g), self.fours(0, g));
+        // Two sums, so that products need not wait for one another.
+        let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
+        if Q4 {
+            let w: &[_; LINES / 2] = w.first_chunk().expect("8 parts");
+            for j in 0..LINES / 2 {
+                S::prefetch(&w[j], AHEAD);
+                let (low, high) = S::lines4(&w[j]);
+                even = S::dot4(even, low, x[2 * j]);
+                odd = S::dot4(odd, high, x[2 * j + 1]);
+            }
+        } else {
+            let w: &[_; LINES] = w.first_chunk().expect("16 lines");
+            for j in 0..LINES / 2 {
+                S::prefetch(&w[2 * j], AHEAD);
+                S::prefetch(&w[2 * j + 1], AHEAD);
+                even = S::dot8(even, S::line8(&w[2 * j]), x[2 * j]);
+                odd = S::dot8(odd, S::line8(&w[2 * j + 1]), x[2 * j + 1]);
+            }
+        }
+        S::add(even, odd)
     }
 
     /// Many tokens: some groups at a time for all of them.
