@@ -1,4 +1,4 @@
-//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `tidy`.
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `tidy`.
 //!
 //! A step prints its name when it starts and its time when it ends; the first one that fails ends the
 //! command with a line that says which, and with exit status 1.
@@ -46,6 +46,8 @@ enum Command {
     },
     /// Run the bench and keep what it prints in benches/record (see benches/README.md)
     Record(record::Args),
+    /// The kernels' tests, with every case on every tier, under AddressSanitizer (about five minutes)
+    Sanitize,
     /// The rules of the house that a program can hold: who depends on whom, where unsafe code stands
     Tidy,
 }
@@ -57,6 +59,7 @@ fn main() -> ExitCode {
         Command::Peers { python, scale } => peers::parity(&mut steps, python, scale),
         Command::Goldens { replace, python } => peers::goldens(&mut steps, python, replace),
         Command::Record(args) => record::run(&mut steps, &args),
+        Command::Sanitize => sanitize(&mut steps),
         Command::Tidy => steps.step("tidy", tidy::check),
     };
     steps.finish(result)
@@ -80,4 +83,20 @@ fn ci(steps: &mut Steps) -> steps::Result {
     steps.step("licences, duplicate versions, sources", || {
         cargo(&["deny", "--locked", "check", "licenses", "bans", "sources"], &[])
     })
+}
+
+/// The flag is unstable, so the compiler is told to take it all the same; a target directory of its own keeps other
+/// builds as they are. Naming the target leaves build scripts and macros without it.
+fn sanitize(steps: &mut Steps) -> steps::Result {
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let tests =
+        ["test", "-p", "zamba-kernels", "--lib", "--test", "kernels", "--test", "cpu", "--test", "quant"];
+    let args = [&tests[..], &["--target", &target, "--target-dir", "target/sanitize"]].concat();
+    let env = [
+        ("RUSTC_BOOTSTRAP", "1"),
+        ("RUSTFLAGS", "-Zsanitizer=address"),
+        // Buffers that threads keep for the next call are no leak.
+        ("ASAN_OPTIONS", "detect_leaks=0"),
+    ];
+    steps.step("kernels under AddressSanitizer", || cargo(&args, &env))
 }
