@@ -7,6 +7,7 @@
 pub mod baseline;
 pub mod bpe;
 pub mod document;
+pub mod filter;
 pub mod fs;
 pub mod gather;
 pub mod input;
