@@ -57,7 +57,7 @@ fn data(steps: &mut Steps, python: &Path) -> Result {
     let program = root().join("target/debug/examples/peers");
     let args: [&OsStr; 2] = ["--program".as_ref(), program.as_ref()];
     steps.step("MinHash against datasketch", || run_python(python, "minhash.py", &args))?;
-    steps.step("shards and blending against Megatron-LM", || run_python(python, "megatron.py", &args))
+    steps.step("shards and blending against Megatron-LM", || run_python(python, "shards.py", &args))
 }
 
 /// `cargo xtask goldens`.

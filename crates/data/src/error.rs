@@ -123,6 +123,49 @@ pub enum Error {
     /// Too little text to go on.
     #[error("{0}")]
     TooLittle(String),
+    /// An input that cannot be read as one.
+    #[error("{}: {what}", path.display())]
+    Input {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        what: String,
+    },
+    /// An output folder that belongs to something else.
+    #[error("{}: {what}; --force starts over, or choose another --out", path.display())]
+    Job {
+        /// The folder.
+        path: PathBuf,
+        /// What is different from the job that is to run.
+        what: String,
+    },
+    /// More bad input than allowed.
+    #[error(
+        "{last}{bad} of {records} records are bad, more than --max-bad {most}; see quarantine in the output folder"
+    )]
+    TooBad {
+        /// The last of them, or empty.
+        last: String,
+        /// Bad records.
+        bad: u64,
+        /// All records.
+        records: u64,
+        /// The limit as given.
+        most: String,
+    },
+    /// A memory limit under which nothing can be done.
+    #[error(
+        "--memory {given} is not enough for one chunk, which may need {needed}; give more, or lower --max-document"
+    )]
+    Memory {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes given.
+        given: u64,
+    },
+    /// Whoever watches the work asked for its end.
+    #[error("stopped")]
+    Stopped,
     /// The tokenizer library refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

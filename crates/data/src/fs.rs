@@ -116,6 +116,12 @@ pub trait Fs: Send + Sync {
     /// Makes one folder; an `AlreadyExists` error if there is something of that name.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Something that changes when the contents of a file do: on a disk its size and time of change, in an object store the tag
+    /// of its contents. By default a hash of the contents.
+    fn version(&self, path: &Path) -> io::Result<String> {
+        Ok(crate::mix::hex(&<sha2::Sha256 as sha2::Digest>::digest(self.read(path)?)))
+    }
+
     /// Bytes that this process may still write into the file system of `dir`.
     fn free_space(&self, dir: &Path) -> io::Result<u64>;
 
@@ -295,6 +301,12 @@ impl Fs for RealFs {
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
         // Windows cannot open a folder as a file; NTFS journals the names itself.
         if cfg!(unix) { std::fs::File::open(dir)?.sync_all() } else { Ok(()) }
+    }
+
+    fn version(&self, path: &Path) -> io::Result<String> {
+        let metadata = std::fs::metadata(path)?;
+        let since = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(format!("{}-{}.{:09}", metadata.len(), since.as_secs(), since.subsec_nanos()))
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
