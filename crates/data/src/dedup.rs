@@ -5,7 +5,7 @@
 //! - [`sketch`] is what is kept of a document: a hash of its content and its band keys.
 //! - [`cluster`] joins documents that agree in a content hash or a band key, directly or by way of others, and
 //!   keeps one of each cluster. [`sort`] brings equal keys together within a bound on memory.
-//! - [`report`] is the account.
+//! - [`report`] is the account, [`step`] the step over a plan.
 //!
 //! Two documents whose sets of n-grams have Jaccard similarity s agree in at least one of b bands of r rows with
 //! probability `1 - (1 - s^r)^b`. Nothing is compared beyond that, as in Zyda.
@@ -15,6 +15,7 @@ pub mod minhash;
 pub mod report;
 pub mod shingles;
 pub mod sketch;
+pub mod step;
 
 mod mt19937;
 mod sort;
@@ -22,6 +23,7 @@ mod sort;
 pub use cluster::{Clusters, cluster};
 pub use report::Report;
 pub use sketch::{ChunkSketch, Sketcher};
+pub use step::Dedup;
 
 use serde::{Deserialize, Serialize};
 

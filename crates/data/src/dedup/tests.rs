@@ -112,7 +112,7 @@ fn similarity_of_signatures_is_that_of_the_sets() {
 }
 
 /// A small corpus with chains of near duplicates, equal texts, and texts without words, over three sources.
-fn corpus() -> Vec<(&'static str, String)> {
+pub(super) fn corpus() -> Vec<(&'static str, String)> {
     let mut rng = Rng::keyed("dedup corpus", "", &[]);
     let mut documents: Vec<(&'static str, String)> = Vec::new();
     for family in 0..60 {
