@@ -265,6 +265,14 @@ impl Mixture {
         self.sources.iter().map(|source| (source.name.as_str(), source.tokens))
     }
 
+    /// The shards of a source, by its number in [`Sample::source`] and [`Mixture::sources`].
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn shards(&self, source: usize) -> &[Shard] {
+        &self.sources[source].shards
+    }
+
     /// Source of sample `i`, and how many rows were taken from it before.
     fn row(&self, phase: usize, i: u64) -> (usize, u64) {
         let phase = &self.phases[phase];

@@ -271,14 +271,11 @@ fn settle(
 
 impl Report {
     fn count(&mut self, source: &str, bytes: u64, kept: bool) {
-        let counts = match self.sources.iter_mut().find(|counts| counts.source == source) {
-            Some(counts) => counts,
-            None => {
-                self.sources.push(SourceCount { source: source.to_owned(), ..SourceCount::default() });
-                let last = self.sources.len() - 1;
-                &mut self.sources[last]
-            }
-        };
+        // Looked up before it is inserted, because the name is nearly always known.
+        if !self.sources.contains_key(source) {
+            self.sources.insert(source.to_owned(), SourceCount::default());
+        }
+        let Some(counts) = self.sources.get_mut(source) else { return };
         self.documents += 1;
         self.bytes += bytes;
         counts.documents += 1;

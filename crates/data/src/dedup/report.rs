@@ -5,6 +5,9 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+/// Sources in the table, the largest.
+const SOURCES: usize = 20;
+
 /// What was found and what stays.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,8 +22,8 @@ pub struct Report {
     pub bytes_kept: u64,
     /// Documents whose text is, byte for byte, that of an earlier one; part of `documents - kept`, the rest shares a band.
     pub equal: u64,
-    /// The same by source, in order of appearance.
-    pub sources: Vec<SourceCount>,
+    /// The same by source.
+    pub sources: BTreeMap<String, SourceCount>,
     /// How many clusters have how many documents; of size 1 are those without a duplicate.
     pub cluster_sizes: BTreeMap<u32, u64>,
     /// The largest clusters.
@@ -31,8 +34,6 @@ pub struct Report {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SourceCount {
-    /// Its name.
-    pub source: String,
     /// Documents read.
     pub documents: u64,
     /// Documents that stay.
@@ -81,17 +82,18 @@ impl Report {
         let _ =
             writeln!(out, "{:<24} {:>12} {:>12} {:>7} {:>9}", "source", "documents", "kept", "%", "MB kept");
         let total = SourceCount {
-            source: "all".into(),
             documents: self.documents,
             kept: self.kept,
             bytes: self.bytes,
             bytes_kept: self.bytes_kept,
         };
-        let several = self.sources.len() > 1;
-        for s in self.sources.iter().filter(|_| several).chain([&total]) {
+        let mut rows: Vec<(&str, &SourceCount)> =
+            self.sources.iter().map(|(name, s)| (name.as_str(), s)).collect();
+        rows.sort_by_key(|(_, s)| std::cmp::Reverse(s.documents));
+        rows.truncate(if rows.len() > 1 { SOURCES } else { 0 });
+        for (name, s) in rows.into_iter().chain([("all", &total)]) {
             let (percent, mb) = (share(s.kept, s.documents), s.bytes_kept as f64 / 1e6);
-            let _ =
-                writeln!(out, "{:<24} {:>12} {:>12} {percent:>7.2} {mb:>9.1}", s.source, s.documents, s.kept);
+            let _ = writeln!(out, "{name:<24} {:>12} {:>12} {percent:>7.2} {mb:>9.1}", s.documents, s.kept);
         }
         let near = self.documents - self.kept - self.equal;
         let _ = writeln!(out, "removed: {} equal to another, {near} near another", self.equal);

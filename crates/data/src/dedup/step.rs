@@ -6,7 +6,7 @@
 //!
 //! The first and last may be shared out to any number of processes; what is finished is not done again.
 
-use std::io::{ErrorKind, Write as _};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
