@@ -166,6 +166,9 @@ pub enum Error {
     /// Whoever watches the work asked for its end.
     #[error("stopped")]
     Stopped,
+    /// A setting that is unknown or makes no sense.
+    #[error("{0}")]
+    Setting(String),
     /// The tokenizer library refused.
     #[error("tokenizer: {0}")]
     Tokenizer(String),

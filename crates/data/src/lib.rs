@@ -9,6 +9,7 @@ pub mod baseline;
 pub mod bpe;
 pub mod dedup;
 pub mod document;
+pub mod filter;
 pub mod fs;
 pub mod gather;
 pub mod input;
