@@ -197,7 +197,7 @@ fn text(s: &Summary) -> String {
             (format!("<b>left of {}</b>", count(part.gathered)), part.documents),
         ]);
         let head = format!("taken out of {}", part.part.title());
-        html.push_str(&table(&[&head, "texts"], rows.map(|(what, n)| vec![what, count(n)])));
+        html.push_str(&table(&[head.as_str(), "texts"], rows.map(|(what, n)| vec![what, count(n)])));
     }
     let rows = c.shards.iter().map(|shard| {
         let per = shard.bytes as f64 / shard.tokens.max(1) as f64;

@@ -191,7 +191,7 @@ fn info(opened: &Opened) -> MixtureInfo {
     let Opened { recipe, plan, mixture } = opened;
     let source = |(i, (name, _)): (usize, (&str, u64))| {
         let shards = mixture.shards(i);
-        let lengths = shards.iter().flat_map(|shard| (0..shard.documents()).map(|d| shard.doc_len(d)));
+        let lengths = shards.iter().flat_map(|shard| (0..shard.documents()).map(move |d| shard.doc_len(d)));
         SourceInfo {
             name: name.to_owned(),
             shards: shards.iter().map(|shard| shard.prefix().to_owned()).collect(),
