@@ -6,7 +6,7 @@ use std::str::FromStr;
 use serde::Serialize;
 use serde_json::json;
 use zamba_data::dedup::{Dedup, Report, Settings, Unit};
-use zamba_data::job::{Job, Outcome};
+use zamba_data::job::{Job, Outcome, Shard};
 use zamba_data::plan::Plan;
 use zamba_data::write::Format;
 
@@ -88,10 +88,6 @@ enum Stage {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
-    if args.job.is_sharded() && matches!(args.stage, None | Some(Stage::Cluster)) {
-        let what = "--shard is for one stage at a time; give --stage sketch or --stage write";
-        return Err(Stop::Usage(what.to_owned()).into());
-    }
     let fs = steps::fs();
     let plan = args.read.plan(fs.as_ref(), 32 << 20)?;
     let settings = Settings {
@@ -110,13 +106,17 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // The line, the text, its units and n-grams, and buffers of readers and writers.
     job.chunk_memory = 4 * args.read.max_document() + (64 << 20);
     args.job.apply(&mut job);
+    if job.shard != Shard::WHOLE && matches!(args.stage, None | Some(Stage::Cluster)) {
+        let what = "--shard is for one stage at a time; give --stage sketch or --stage write";
+        return Err(Stop::Usage(what.to_owned()).into());
+    }
     let dedup = Dedup::new(settings, args.rank.clone(), args.removed, job.clone())?;
+    // Bars are named after the step.
+    let titled = |step: &str| Job { step: step.to_owned(), ..job.clone() };
     let does = |stage| args.stage.is_none_or(|only| only == stage);
     let mut account = Account { path: &args.out, sketches: None, report: None, written: None };
     if does(Stage::Sketch) {
-        let sketched = steps::watched(&args.job, "signatures", job.shard, &plan, |watch| {
-            dedup.sketch(&fs, &plan, watch)
-        })?;
+        let sketched = steps::watched(&args.job, &titled("signatures"), &plan, |watch| dedup.sketch(&fs, &plan, watch))?;
         account.sketches = Some(Done::of(&sketched));
     }
     if does(Stage::Cluster) {
@@ -124,8 +124,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut outcome = None;
     if does(Stage::Write) {
-        let written =
-            steps::watched(&args.job, "writing", job.shard, &plan, |watch| dedup.write(&fs, &plan, watch))?;
+        let written = steps::watched(&args.job, &titled("writing"), &plan, |watch| dedup.write(&fs, &plan, watch))?;
         account.written = Some(Done::of(&written));
         outcome = Some(written);
     }
