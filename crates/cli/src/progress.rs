@@ -33,7 +33,8 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(known, ProgressDrawTarget::hidden());
         let template = match (unit, known) {
             (Unit::Bytes, Some(_)) => {
-                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}".to_owned()
+                "{prefix} {wide_bar} {binary_bytes}/{binary_total_bytes} {binary_bytes_per_sec} {eta}"
+                    .to_owned()
             }
             (Unit::Bytes, None) => "{prefix} {spinner} {binary_bytes} {msg}".to_owned(),
             (Unit::Items(name), Some(_)) => {

@@ -4,6 +4,11 @@
 //! `<s>`. Text is cut into words by the pattern of Llama 3 before merges are learnt: numbers of at most three digits,
 //! letters with one leading mark or space, runs of marks, runs of white space; this suits source code.
 
+mod fast;
+mod words;
+
+pub use fast::Fast;
+
 use std::path::Path;
 use std::str::FromStr;
 

@@ -99,6 +99,14 @@ pub enum Error {
     /// A background thread could not be started.
     #[error("cannot start a thread: {0}; lower the number of processes")]
     Thread(std::io::Error),
+    /// A text that cannot be tokenised.
+    #[error("{at}: {what}")]
+    Encode {
+        /// File and offset.
+        at: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A line of a JSON lines file that is not a document.
     #[error("{}: line {line}: {what}", path.display())]
     Line {

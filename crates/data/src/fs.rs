@@ -6,8 +6,10 @@
 //! its folder, and a rename swaps the target in one step for everyone who looks at the live tree.
 
 mod fault;
+mod url;
 
 pub use fault::{Fault, FaultFs, FaultKind};
+pub use url::UrlFs;
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};

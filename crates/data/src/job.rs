@@ -49,7 +49,7 @@ mod limits;
 mod manifest;
 mod state;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use chunk::ChunkRun;
 pub use limits::{MaxBad, Shard};
@@ -187,6 +187,11 @@ impl Job {
         tally.check()?;
         let manifest = state.finish(fs.as_ref(), self, plan)?;
         Ok(Outcome { manifest, chunks: plan.chunks.len(), finished: todo.len(), resumed })
+    }
+
+    /// SHA-256 of all that decides what this job writes.
+    pub(crate) fn identity(&self, plan: &Plan) -> String {
+        state::identity(self, plan).1
     }
 
     /// How many chunks may be at work at once.

@@ -4,9 +4,12 @@
 //! cannot be read at all is an error.
 
 pub(crate) mod columns;
+mod draw;
 mod lines;
 mod object;
 mod raw;
+
+pub use draw::{Drawn, draw};
 
 use std::io::Read;
 use std::sync::Arc;
@@ -158,3 +161,6 @@ impl Iterator for Records<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ mod read;
 mod write;
 
 pub use index::Dtype;
-pub use manifest::{FileInfo, Manifest, ShardSpec};
+pub use manifest::{FileInfo, Manifest, Provenance, ShardSpec};
 pub use read::{IN_MEMORY_BYTES, Shard, adopt};
 pub use write::ShardWriter;
 

@@ -3,6 +3,10 @@
 //! A document becomes `<s> text </s>`: prompts begin with `<s>` when the model is used, so it must know what follows one,
 //! and `</s>` is how it learns to stop.
 
+mod job;
+
+pub use job::{Tokenise, Tokenised};
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -20,6 +24,9 @@ pub struct Marks {
     /// After the text. Without it a model does not learn where a text ends.
     pub eos: Option<u32>,
 }
+
+/// Text to ids, without marks; called from several threads. An error is told in words.
+pub type Encode<'a> = dyn Fn(&str) -> std::result::Result<Vec<u32>, String> + Sync + 'a;
 
 /// How far tokenising has come.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -43,7 +50,7 @@ const BATCH_BYTES: usize = 4 << 20;
 pub fn tokenise<T: AsRef<str> + Sync>(
     fs: Arc<dyn Fs>,
     documents: impl IntoIterator<Item = Result<T>>,
-    encode: &(dyn Fn(&str) -> std::result::Result<Vec<u32>, String> + Sync),
+    encode: &Encode<'_>,
     marks: Marks,
     spec: ShardSpec,
     prefix: &Path,

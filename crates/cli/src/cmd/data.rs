@@ -1,6 +1,8 @@
 //! `zamba data`: text to tokenizers and token shards. One file per step.
 
+mod filter;
 mod inspect;
+mod steps;
 mod tokenize;
 mod tokenizer;
 
@@ -11,7 +13,7 @@ use zamba_data::Manifest;
 
 use crate::out;
 
-/// Prepare text: learn a tokenizer, tokenise, look into shards.
+/// Prepare text: filter, learn a tokenizer, tokenise, look into shards.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -20,6 +22,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
+    Filter(filter::Args),
     Tokenizer(tokenizer::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
@@ -27,6 +30,7 @@ enum Command {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
+        Command::Filter(args) => filter::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),

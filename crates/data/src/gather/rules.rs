@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::Kind;
+use crate::filter::{LineLengths, digit_share};
 
 /// Files of less than this many bytes are skipped.
 pub(super) const MIN_BYTES: u64 = 200;
@@ -138,13 +139,12 @@ pub(super) fn by_contents(kind: Kind, bytes: Vec<u8>) -> Result<String, Rule> {
         return Err(Rule::Licence);
     }
     // Prose is often written with a paragraph per line.
-    let (longest, mean) = if kind == Kind::Code { (1_000, 100) } else { (5_000, 1_000) };
-    let lines = text.lines().count().max(1);
-    if text.len() / lines > mean || text.lines().any(|line| line.len() > longest) {
+    let (longest, mean) = if kind == Kind::Code { (1_000, 100.0) } else { (5_000, 1_000.0) };
+    let lines = LineLengths::of(&text);
+    if lines.mean() > mean || lines.longest > longest {
         return Err(Rule::LongLines);
     }
-    let digits = text.bytes().filter(u8::is_ascii_digit).count();
-    if digits * 5 > text.chars().count() {
+    if digit_share(&text) > 0.2 {
         return Err(Rule::Digits);
     }
     Ok(text)

@@ -131,6 +131,15 @@ impl<'a> ChunkRun<'a> {
         }
     }
 
+    /// Appends to the output of [`ChunkRun::file`], with an error that names the file.
+    ///
+    /// # Errors
+    /// If it cannot be created or written.
+    pub fn write(&mut self, stream: &str, extension: &str, bytes: &[u8]) -> Result<()> {
+        let written = self.file(stream, extension)?.write_all(bytes);
+        written.map_err(self.write_error(stream, extension))
+    }
+
     /// Adds to a count that the manifest will show.
     pub fn count(&mut self, name: &str, n: u64) {
         match self.counts.get_mut(name) {

@@ -24,6 +24,11 @@ impl Shard {
         (index < count).then_some(Shard { index, count })
     }
 
+    /// A mark for files that this process alone may write; empty if it is the only one.
+    pub(crate) fn mark(self) -> String {
+        if self.count == 1 { String::new() } else { format!("-{}", self.index) }
+    }
+
     /// Whether the chunk is this process's to do: chunks are dealt out in turn.
     pub fn has(self, chunk: usize) -> bool {
         chunk % self.count == self.index
@@ -89,7 +94,7 @@ impl FromStr for MaxBad {
 
 impl MaxBad {
     /// Whether that is too much; `whole` tells that nothing is to come any more.
-    pub(super) fn exceeded(self, records: u64, bad: u64, whole: bool) -> bool {
+    pub(crate) fn exceeded(self, records: u64, bad: u64, whole: bool) -> bool {
         match self {
             MaxBad::Count(most) => bad > most,
             MaxBad::Share(most) => (whole || records >= ENOUGH) && bad as f64 > most * records as f64,

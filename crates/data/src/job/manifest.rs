@@ -80,8 +80,8 @@ impl Manifest {
             *counts.entry(name.clone()).or_insert(0) += n;
         }
         let mut files: Vec<Written> = all.iter().flat_map(|done| done.files.clone()).collect();
-        let folder = |file: &Written| file.path.rsplit_once('/').map(|(folder, _)| folder.to_owned());
-        files.sort_by_key(|file| (folder(file), file.path.clone()));
+        // The sort is stable: within a stream the order of chunks remains.
+        files.sort_by_key(|file| folder(file).to_owned());
         let sum = |of: &dyn Fn(&Done) -> u64| all.iter().map(of).sum::<u64>();
         let bad = sum(&|done| done.bad);
         Manifest {
@@ -145,6 +145,11 @@ impl Manifest {
             .map(Some)
             .map_err(|error| Error::Input { path, what: format!("is damaged: {error}; run the job again") })
     }
+}
+
+/// The stream that a file belongs to.
+fn folder(file: &Written) -> &str {
+    file.path.rsplit_once('/').map_or("", |(folder, _)| folder)
 }
 
 /// If `folder` is the output of a job: the names of the files of its main output.

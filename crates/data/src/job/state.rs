@@ -66,13 +66,9 @@ pub(super) fn part_name(chunk: usize) -> String {
 impl State {
     /// Takes the folder for a job: an empty one, or one in which this very job has begun.
     pub(super) fn open(fs: &dyn Fs, job: &Job, plan: &Plan) -> Result<State> {
-        let identity = identity(job, plan);
+        let (identity, sha256) = identity(job, plan);
         let text = format!("{identity:#}\n");
-        let state = State {
-            folder: job.out.join(FOLDER),
-            out: job.out.clone(),
-            job: hex(&Sha256::digest(text.as_bytes())),
-        };
+        let state = State { folder: job.out.join(FOLDER), out: job.out.clone(), job: sha256 };
         fs.create_dirs(&job.out).map_err(Error::io(&job.out, "create"))?;
         let path = state.folder.join("job.json");
         match fs.read(&path) {
@@ -180,9 +176,9 @@ impl State {
     }
 }
 
-/// All that decides what a job writes.
-fn identity(job: &Job, plan: &Plan) -> Value {
-    json!({
+/// All that decides what a job writes, and its SHA-256.
+pub(super) fn identity(job: &Job, plan: &Plan) -> (Value, String) {
+    let identity = json!({
         "version": VERSION,
         "program": env!("CARGO_PKG_VERSION"),
         "step": job.step,
@@ -191,7 +187,9 @@ fn identity(job: &Job, plan: &Plan) -> Value {
         "read": plan.options,
         "chunks": plan.chunks.len(),
         "inputs": plan.files,
-    })
+    });
+    let sha256 = hex(&Sha256::digest(identity.to_string()));
+    (identity, sha256)
 }
 
 /// What is different about the job that began here, in words.

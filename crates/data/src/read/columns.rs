@@ -141,7 +141,10 @@ impl Iterator for Rows {
             Ok(Some(row)) => {
                 let at = self.at;
                 self.at += 1;
-                Some(Ok(self.record(row, at).unwrap_or_else(|reason| self.place.bad(at, reason))))
+                // Dates and decimals that cannot be are found only when they are spelt.
+                let record = catch_unwind(AssertUnwindSafe(|| self.record(row, at)));
+                let record = record.unwrap_or_else(|_| Err("has a value that cannot be".into()));
+                Some(Ok(record.unwrap_or_else(|reason| self.place.bad(at, reason))))
             }
             Err(reason) => {
                 self.done = true;

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 use super::{Dtype, file};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
+use crate::job::InputInfo;
 use crate::mix::hex;
 
 const VERSION: u32 = 1;
@@ -30,6 +31,22 @@ pub struct FileInfo {
     pub bytes: u64,
     /// SHA-256 in lower-case hex.
     pub sha256: String,
+}
+
+/// What a job made a shard from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// SHA-256 of the identity of the job: options, and size and version of every input.
+    pub job: String,
+    /// The inputs.
+    pub inputs: Vec<InputInfo>,
+    /// Bad records that were left out.
+    pub bad: u64,
+    /// The id before each document.
+    pub bos: Option<u32>,
+    /// The id after each document.
+    pub eos: Option<u32>,
 }
 
 /// What stands in `<prefix>.manifest.json`.
@@ -54,12 +71,21 @@ pub struct Manifest {
     pub vocab_size: u32,
     /// SHA-256 of the `tokenizer.json` in hex, or empty where it is not known.
     pub tokenizer_sha256: String,
+    /// What the shard was made from, where a job made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<Provenance>,
     /// SHA-256 of this manifest with this field empty, so that damage to the manifest itself is found too.
     pub manifest_sha256: String,
 }
 
 impl Manifest {
-    pub(super) fn new(spec: &ShardSpec, idx: FileInfo, bin: FileInfo, counts: Counts) -> Manifest {
+    pub(super) fn new(
+        spec: &ShardSpec,
+        idx: FileInfo,
+        bin: FileInfo,
+        counts: Counts,
+        made_from: Option<Provenance>,
+    ) -> Manifest {
         let mut manifest = Manifest {
             version: VERSION,
             dtype: counts.dtype,
@@ -70,6 +96,7 @@ impl Manifest {
             source_bytes: counts.source_bytes,
             vocab_size: spec.vocab_size,
             tokenizer_sha256: spec.tokenizer_sha256.clone(),
+            made_from,
             manifest_sha256: String::new(),
         };
         manifest.manifest_sha256 = hex(&Sha256::digest(manifest.text()));

@@ -188,7 +188,7 @@ pub fn adopt(fs: &dyn Fs, prefix: &Path, spec: &ShardSpec, source_bytes: u64) ->
         documents: files.index.documents(),
         source_bytes,
     };
-    let manifest = Manifest::new(spec, files.idx_info, files.bin_info, counts);
+    let manifest = Manifest::new(spec, files.idx_info, files.bin_info, counts, None);
     manifest.write(fs, prefix)?;
     Ok(manifest)
 }

@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::index::Index;
 use super::manifest::Counts;
-use super::{Dtype, FileInfo, Manifest, ShardSpec, file};
+use super::{Dtype, FileInfo, Manifest, Provenance, ShardSpec, file};
 use crate::error::{Error, Result};
 use crate::fs::{Fs, FsWrite, parent};
 use crate::mix::hex;
@@ -23,6 +23,8 @@ pub struct ShardWriter {
     dtype: Dtype,
     /// `None` only once the writer is finished.
     bin: Option<BufWriter<Box<dyn FsWrite>>>,
+    /// The temporary `.bin`.
+    tmp: PathBuf,
     bin_hash: Sha256,
     lengths: Vec<u32>,
     tokens: u64,
@@ -37,19 +39,31 @@ impl ShardWriter {
     /// # Errors
     /// If the folder or file cannot be made, or the vocabulary does not fit `i32` ids.
     pub fn create(fs: Arc<dyn Fs>, prefix: &Path, spec: ShardSpec) -> Result<ShardWriter> {
+        ShardWriter::create_as(fs, prefix, spec, "")
+    }
+
+    /// As [`ShardWriter::create`], with temporary files that bear a mark: several processes may write the same shard at once, and
+    /// as long as it is the same bytes it does not matter who is last.
+    pub(crate) fn create_as(
+        fs: Arc<dyn Fs>,
+        prefix: &Path,
+        spec: ShardSpec,
+        mark: &str,
+    ) -> Result<ShardWriter> {
         if spec.vocab_size == 0 || spec.vocab_size > i32::MAX as u32 {
             let what = format!("vocabulary size {} is not between 1 and 2^31 - 1", spec.vocab_size);
             return Err(Error::Document { path: prefix.to_owned(), document: 0, what });
         }
         let folder = parent(prefix);
         fs.create_dirs(folder).map_err(Error::io(folder, "create"))?;
-        let path = file(prefix, ".bin.tmp");
-        let bin = fs.create(&path).map_err(Error::io(&path, "create"))?;
+        let tmp = file(prefix, &format!(".bin.tmp{mark}"));
+        let bin = fs.create(&tmp).map_err(Error::io(&tmp, "create"))?;
         Ok(ShardWriter {
             dtype: Dtype::for_vocab(spec.vocab_size),
             prefix: prefix.to_owned(),
             spec,
             bin: Some(BufWriter::with_capacity(1 << 20, bin)),
+            tmp,
             bin_hash: Sha256::new(),
             lengths: Vec::new(),
             tokens: 0,
@@ -79,8 +93,7 @@ impl ShardWriter {
             Dtype::I32 => tokens.iter().for_each(|&id| self.scratch.extend(id.to_le_bytes())),
         }
         if let Some(bin) = &mut self.bin {
-            let path = file(&self.prefix, ".bin.tmp");
-            bin.write_all(&self.scratch).map_err(Error::io(&path, "write"))?;
+            bin.write_all(&self.scratch).map_err(Error::io(&self.tmp, "write"))?;
         }
         self.bin_hash.update(&self.scratch);
         self.lengths.push(tokens.len() as u32);
@@ -99,7 +112,15 @@ impl ShardWriter {
     /// # Errors
     /// If writing, syncing or renaming fails. A shard that was there before may then be incomplete, which its reader
     /// finds.
-    pub fn finish(mut self) -> Result<Manifest> {
+    pub fn finish(self) -> Result<Manifest> {
+        self.finish_from(None)
+    }
+
+    /// As [`ShardWriter::finish`]; the manifest says what the shard was made from.
+    ///
+    /// # Errors
+    /// As [`ShardWriter::finish`].
+    pub(crate) fn finish_from(mut self, made_from: Option<Provenance>) -> Result<Manifest> {
         let bin = self.finish_bin()?;
         let idx_bytes = Index::encode(self.dtype, &self.lengths);
         let idx = FileInfo { bytes: idx_bytes.len() as u64, sha256: hex(&Sha256::digest(&idx_bytes)) };
@@ -111,13 +132,13 @@ impl ShardWriter {
             documents: self.lengths.len() as u64,
             source_bytes: self.source_bytes,
         };
-        let manifest = Manifest::new(&self.spec, idx, bin, counts);
+        let manifest = Manifest::new(&self.spec, idx, bin, counts, made_from);
         manifest.write(self.fs.as_ref(), &self.prefix)?;
         Ok(manifest)
     }
 
     fn finish_bin(&mut self) -> Result<FileInfo> {
-        let (tmp, path) = (file(&self.prefix, ".bin.tmp"), file(&self.prefix, ".bin"));
+        let (tmp, path) = (self.tmp.clone(), file(&self.prefix, ".bin"));
         if let Some(bin) = &mut self.bin {
             bin.flush().map_err(Error::io(&tmp, "write"))?;
             bin.get_mut().sync().map_err(Error::io(&tmp, "sync"))?;
@@ -135,7 +156,7 @@ impl Drop for ShardWriter {
             // What is still buffered is not worth writing any more, and what was written is not worth keeping; there
             // is nobody left to tell if the removal fails.
             let _ = bin.into_parts();
-            let _ = self.fs.remove_file(&file(&self.prefix, ".bin.tmp"));
+            let _ = self.fs.remove_file(&self.tmp);
         }
     }
 }
