@@ -36,7 +36,11 @@ fn write_texts(bench: &Bench) {
         }
     }
     let copied = std::fs::read_to_string(dir.join("crate3/src/file0.rs")).unwrap();
-    std::fs::write(dir.join("crate4/src/copied.rs"), copied.replacen("following", "behind", 1) + "// The end.\n").unwrap();
+    std::fs::write(
+        dir.join("crate4/src/copied.rs"),
+        copied.replacen("following", "behind", 1) + "// The end.\n",
+    )
+    .unwrap();
     let long = "A text that is long enough to be looked at, if only its name were another one. ".repeat(5);
     std::fs::write(dir.join("crate0/LICENSE"), &long).unwrap();
     std::fs::write(dir.join("crate0/picture.png"), &long).unwrap();

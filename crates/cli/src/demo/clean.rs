@@ -39,7 +39,10 @@ pub(super) struct Cleaned {
 
 /// Filters and deduplicates both parts. A source file and the prose of its comments share most of their words and are meant
 /// to, so each part is looked at alone.
-pub(super) fn run(folder: &Folder, documents: Vec<Document>) -> anyhow::Result<(Vec<Document>, Vec<Cleaned>)> {
+pub(super) fn run(
+    folder: &Folder,
+    documents: Vec<Document>,
+) -> anyhow::Result<(Vec<Document>, Vec<Cleaned>)> {
     let (mut kept, mut accounts) = (Vec::new(), Vec::new());
     for part in Part::ALL {
         let own: Vec<&Document> = documents.iter().filter(|document| part.has(document)).collect();
@@ -96,7 +99,8 @@ fn clean(folder: &Folder, part: Part, documents: &[&Document]) -> anyhow::Result
     dedup.write(fs, &plan_filtered, &Stoppable)?;
 
     let kept = read(fs, &unique)?;
-    let rejected = counts.into_iter().filter_map(|(name, n)| Some((name.strip_prefix("rejected: ")?.to_owned(), n)));
+    let rejected =
+        counts.into_iter().filter_map(|(name, n)| Some((name.strip_prefix("rejected: ")?.to_owned(), n)));
     let account = Cleaned {
         part,
         gathered: documents.len() as u64,
@@ -120,7 +124,10 @@ fn write(fs: &dyn Fs, dir: &Path, documents: &[&Document]) -> anyhow::Result<()>
     let mut lines = Vec::new();
     for document in documents {
         let Document { id, family, kind, text } = document;
-        serde_json::to_writer(&mut lines, &json!({ "id": id, "text": text, "family": family, "kind": kind }))?;
+        serde_json::to_writer(
+            &mut lines,
+            &json!({ "id": id, "text": text, "family": family, "kind": kind }),
+        )?;
         lines.push(b'\n');
     }
     let path = dir.join("documents.jsonl");

@@ -12,7 +12,8 @@ use crate::out;
 /// The file by which a demo's folder is known; in the end it holds the summary.
 const MARK: &str = "demo.json";
 /// All that a demo leaves beside its mark. Only these are ever removed.
-const OURS: [&str; 8] = ["report.html", "phase1", "phase2", "run", "recipe.toml", "tokenizer", "data", "text"];
+const OURS: [&str; 8] =
+    ["report.html", "phase1", "phase2", "run", "recipe.toml", "tokenizer", "data", "text"];
 /// Bytes that text, checkpoints and models take on disk, with room to spare.
 const NEED: u64 = 600 << 20;
 

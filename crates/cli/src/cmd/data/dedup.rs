@@ -21,16 +21,14 @@ use crate::{interrupt, out};
 /// probability 1 - (1 - s^rows)^bands. Of those that belong together, directly or by way of others, the one whose source is named
 /// first in --rank stays, and of these the first. DIR/report.json says what was found.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "Examples:\n  zamba data dedup --input filtered --out unique --memory 2GiB\n  \
+#[command(after_help = "Examples:\n  zamba data dedup --input filtered --out unique --memory 2GiB\n  \
     zamba data dedup --input code=a web=b --rank code,web --removed --out unique\n  \
     zamba data dedup --input filtered --unit char --ngram 25 --bands 8 --rows 16 --out unique   # Zyda-2\n  \
     zamba data dedup --input filtered --ngram 5 --bands 14 --rows 8 --out unique                # FineWeb\n\n\
     By several processes, each stage when all shards of the one before are through:\n  \
     zamba data dedup --input s3://b/text --out s3://b/unique --stage sketch --shard 3/8\n  \
     zamba data dedup --input s3://b/text --out s3://b/unique --stage cluster\n  \
-    zamba data dedup --input s3://b/text --out s3://b/unique --stage write --shard 3/8"
-)]
+    zamba data dedup --input s3://b/text --out s3://b/unique --stage write --shard 3/8")]
 pub(super) struct Args {
     #[command(flatten)]
     read: ReadArgs,
@@ -116,7 +114,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let does = |stage| args.stage.is_none_or(|only| only == stage);
     let mut account = Account { path: &args.out, sketches: None, report: None, written: None };
     if does(Stage::Sketch) {
-        let sketched = steps::watched(&args.job, &titled("signatures"), &plan, |watch| dedup.sketch(&fs, &plan, watch))?;
+        let sketched =
+            steps::watched(&args.job, &titled("signatures"), &plan, |watch| dedup.sketch(&fs, &plan, watch))?;
         account.sketches = Some(Done::of(&sketched));
     }
     if does(Stage::Cluster) {
@@ -124,7 +123,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let mut outcome = None;
     if does(Stage::Write) {
-        let written = steps::watched(&args.job, &titled("writing"), &plan, |watch| dedup.write(&fs, &plan, watch))?;
+        let written =
+            steps::watched(&args.job, &titled("writing"), &plan, |watch| dedup.write(&fs, &plan, watch))?;
         account.written = Some(Done::of(&written));
         outcome = Some(written);
     }
