@@ -47,7 +47,17 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
             "roundtrip.py",
             &["--zamba".as_ref(), binary.as_ref(), "--golden".as_ref(), GOLDEN.as_ref()],
         )
-    })
+    })?;
+    data(steps, &python)
+}
+
+/// Duplicates against datasketch; token shards and blending against Megatron-LM.
+fn data(steps: &mut Steps, python: &Path) -> Result {
+    steps.step("data for peers", || cargo(&["build", "-p", "zamba-data", "--example", "peers"], &[]))?;
+    let program = root().join("target/debug/examples/peers");
+    let args: [&OsStr; 2] = ["--program".as_ref(), program.as_ref()];
+    steps.step("MinHash against datasketch", || run_python(python, "minhash.py", &args))?;
+    steps.step("shards and blending against Megatron-LM", || run_python(python, "shards.py", &args))
 }
 
 /// `cargo xtask goldens`.

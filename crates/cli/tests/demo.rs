@@ -35,6 +35,12 @@ fn write_texts(bench: &Bench) {
             std::fs::write(src.join(format!("file{file}.rs")), text).unwrap();
         }
     }
+    let copied = std::fs::read_to_string(dir.join("crate3/src/file0.rs")).unwrap();
+    std::fs::write(
+        dir.join("crate4/src/copied.rs"),
+        copied.replacen("following", "behind", 1) + "// The end.\n",
+    )
+    .unwrap();
     let long = "A text that is long enough to be looked at, if only its name were another one. ".repeat(5);
     std::fs::write(dir.join("crate0/LICENSE"), &long).unwrap();
     std::fs::write(dir.join("crate0/picture.png"), &long).unwrap();
@@ -63,6 +69,13 @@ fn a_life_in_six_steps() {
     assert_eq!(corpus["left_out"]["licence"]["files"], 1, "{corpus}");
     assert_eq!(corpus["left_out"]["extension"]["files"], 1, "{corpus}");
     assert_eq!(corpus["left_out"]["duplicate"]["files"], 1, "{corpus}");
+    for part in corpus["cleaned"].as_array().unwrap() {
+        let gone = ["equal", "near"].map(|name| part[name].as_u64().unwrap()).iter().sum::<u64>()
+            + part["rejected"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+        assert_eq!(part["gathered"].as_u64().unwrap() - gone, part["documents"].as_u64().unwrap(), "{part}");
+    }
+    // A copy of a file with one word changed, in another package.
+    assert_eq!(corpus["cleaned"][0]["near"], 1, "{corpus}");
     assert_eq!(corpus["split"]["by_family"], true);
     assert_eq!(summary["run"]["steps"], 6);
     let phases = summary["run"]["phases"].as_array().unwrap();
@@ -79,7 +92,8 @@ fn a_life_in_six_steps() {
     }
 
     // What is left.
-    let files = ["data", "demo.json", "phase1", "phase2", "recipe.toml", "report.html", "run", "tokenizer"];
+    let files =
+        ["data", "demo.json", "phase1", "phase2", "recipe.toml", "report.html", "run", "text", "tokenizer"];
     assert_eq!(bench.names("out"), files);
     let mark: Value = serde_json::from_slice(&std::fs::read(bench.path("out/demo.json")).unwrap()).unwrap();
     assert_eq!((&mark["finished"], numbers(&mark["summary"])), (&Value::Bool(true), numbers(&summary)));

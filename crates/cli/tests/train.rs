@@ -70,6 +70,54 @@ fn text_becomes_a_model_that_talks() {
     assert!(score["bits_per_byte"].as_f64().unwrap() > 0.0);
 
     assert!(bench.run(["train", "run.toml", "--out", "run"]).fails(1).contains("--resume"));
+    steps_and_mixture_are_shown(&bench, &summary);
+}
+
+/// What `inspect` says of a run, a recipe and a page, held against the text and against each other.
+fn steps_and_mixture_are_shown(bench: &Bench, summary: &Value) {
+    let step = |n: &str, from: [&str; 2]| {
+        bench.run(["data", "inspect", from[0], from[1], "--step", n, "--json"]).json()
+    };
+    let mut tokens = 0;
+    for (n, phase) in [("1", "one"), ("3", "one"), ("4", "two")] {
+        let shown = step(n, ["--run", "run"]);
+        assert_eq!(shown, step(n, ["--recipe", "run.toml"]));
+        assert_eq!((&shown["phase"], shown["rows"].as_array().unwrap().len()), (&json!(phase), 4));
+        for row in shown["rows"].as_array().unwrap() {
+            for piece in row["documents"].as_array().unwrap() {
+                let (document, from, to) =
+                    (&piece["document"], piece["from"].as_u64().unwrap(), piece["to"].as_u64().unwrap());
+                tokens += to - from;
+                // The text is part of the line that the document was made of.
+                let n = document.as_u64().unwrap();
+                let line = format!("<s>line {n} of the text, number {}</s>", n * n);
+                assert!(line.contains(piece["text"].as_str().unwrap()), "{piece}");
+                assert_eq!(from == 0, piece["text"].as_str().unwrap().starts_with("<s>"), "{piece}");
+            }
+        }
+    }
+    assert_eq!(tokens, 3 * 4 * 32);
+    let mixture =
+        bench.run(["data", "inspect", "--recipe", "run.toml", "--html", "mixture.html", "--json"]).json();
+    assert_eq!(mixture["phases"][0]["mixture"][0]["samples"], 12);
+    let epochs = |phase: &Value| phase["mixture"][0]["epochs"].as_f64().unwrap();
+    let ran = &summary["phases"][1]["sources"][0]["epochs"];
+    assert!(ran.is_null() || *ran == json!(epochs(&mixture["phases"][1])), "{summary}");
+    assert_eq!(mixture["sources"][0]["lengths"]["documents"], 60);
+    let page = std::fs::read_to_string(bench.path("mixture.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("Phase two") && !page.contains("src="));
+    let row = bench.run(["data", "inspect", "--run", "run", "--step", "2", "--row", "1"]).ok().out;
+    assert!(row.contains("row 1, source text") && row.contains("shards/text:"), "{row}");
+    let run = bench.run(["data", "inspect", "--run", "run", "--step", "7"]);
+    assert!(run.fails(1).contains("6 steps"), "{}", run.err);
+    let capped = ["--set", "phase.0.sources.text.max_epochs=0.1"];
+    let run = bench.run(["data", "inspect", "--recipe", "run.toml"].iter().chain(&capped));
+    assert!(run.fails(1).contains("max_epochs"), "{}", run.err);
+    // Other data under the same name is found.
+    let again = ["data", "tokenize", "--input", "run.toml", "--tokenizer", "tok", "--out", "shards/text"];
+    bench.run(again).ok();
+    let run = bench.run(["data", "inspect", "--run", "run", "--step", "1"]);
+    assert!(run.fails(1).contains("other data"), "{}", run.err);
 }
 
 #[test]

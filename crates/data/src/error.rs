@@ -117,6 +117,17 @@ pub enum Error {
         /// What is wrong.
         what: String,
     },
+    /// Settings that make no sense.
+    #[error("settings: {0}")]
+    Settings(String),
+    /// More documents than can be joined within the bound on memory.
+    #[error("{documents} documents need {} MiB of memory to be joined; give more with --memory, or deduplicate parts first", needed.div_ceil(1 << 20))]
+    TooMany {
+        /// Documents.
+        documents: u64,
+        /// Bytes that would do.
+        needed: u64,
+    },
     /// Too little text to go on.
     #[error("{0}")]
     TooLittle(String),

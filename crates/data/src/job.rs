@@ -143,6 +143,15 @@ impl Job {
         }
     }
 
+    /// Takes the output folder for this job without working on any chunk: for a step whose chunks need something from all
+    /// documents that is made first.
+    ///
+    /// # Errors
+    /// If the folder holds another job or other files, or cannot be written.
+    pub fn claim(&self, fs: &dyn Fs, plan: &Plan) -> Result<()> {
+        State::open(fs, self, plan).map(drop)
+    }
+
     /// Works on the chunks of this shard that are not finished, on rayon's threads.
     ///
     /// `chunk_memory` is what a step is expected to use per chunk: buffers and a few copies of the longest document.

@@ -1,11 +1,13 @@
 //! Text in, token shards and training samples out.
 //!
-//! [`plan`] and [`job`] run steps over inputs of any size, chunk by chunk. [`gather`](mod@gather) finds text, [`bpe`] learns a tokenizer from it, [`tokenise`](mod@tokenise) writes documents into
+//! [`plan`] and [`job`] run steps over inputs of any size, chunk by chunk. [`gather`](mod@gather) finds text, [`dedup`]
+//! finds what is in it more than once, [`bpe`] learns a tokenizer from it, [`tokenise`](mod@tokenise) writes documents into
 //! [`shards`], and [`mix`] blends shards into rows whose order hangs on a seed alone. [`baseline`] says what text costs
 //! without a model. Every file is reached through [`fs`].
 
 pub mod baseline;
 pub mod bpe;
+pub mod dedup;
 pub mod document;
 pub mod filter;
 pub mod fs;

@@ -8,16 +8,21 @@
 //!   neighbours share one token, which is the last target of one and the first input of the other, so every token but
 //!   the first of each document is predicted exactly once per epoch. A document cut by the end of a row goes on in
 //!   the next row of its source, as a new span that starts from zero state.
-//! - **Blend.** Which source serves sample `i` is Megatron-LM's greedy rule (see `blend.rs`); the source's rows
-//!   are taken in order.
+//! - **Rows.** The rows that begin in one epoch are taken in a seeded order of their own, as Megatron-LM does with its
+//!   shuffle index: taken one after the other, a document of a hundred rows would be all that a small batch sees for
+//!   as many rows.
+//! - **Blend.** Which source serves sample `i` is Megatron-LM's greedy rule (see `blend.rs`).
+//! - **Caps.** A source that would be read more often than its `max_epochs` until the end of a phase gets a smaller
+//!   weight in it, the others in proportion more.
 //! - **Phases.** A later phase that uses a source again goes on where the earlier phases stopped reading it, so replay
 //!   shows rows not yet seen for as long as there are any, and then the next epoch. This needs the number of samples
 //!   of every earlier phase ([`PhaseSpec::samples`]).
 //!
-//! Memory: 8 bytes per document in the shard's index and 4 per document and cached epoch (two per source).
+//! Memory: 8 bytes per document in the shard's index, and 4 per document and per row for each cached epoch (two per
+//! source).
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -25,9 +30,12 @@ use sha2::{Digest, Sha256};
 use crate::blend::Blend;
 use crate::error::{Error, Result};
 use crate::fs::Fs;
-use crate::order::EpochOrder;
 use crate::sample::{Piece, Sample, assemble};
 use crate::shards::Shard;
+use stream::Stream;
+
+mod caps;
+mod stream;
 
 /// A named set of shards that is sampled as one.
 pub struct Source {
@@ -55,8 +63,8 @@ impl Source {
 pub struct PhaseSpec {
     /// The name by which later phases refer to it.
     pub name: String,
-    /// Rows that the phase consumes: steps × rows per step. The phase's own samples do not depend on it; where
-    /// later phases go on does.
+    /// Rows that the phase consumes: steps × rows per step. The phase's own samples depend on it only by way of
+    /// [`SourceWeight::max_epochs`]; where later phases go on always does.
     pub samples: u64,
     /// The phase's own sources.
     #[serde(default)]
@@ -74,6 +82,10 @@ pub struct SourceWeight {
     pub source: String,
     /// Positive; relative to the other weights of the phase.
     pub weight: f64,
+    /// How often its documents may have been read at the end of the phase, earlier phases included; any number of
+    /// times if not given. A phase that replays this one keeps to it too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_epochs: Option<f64>,
 }
 
 /// Replay of an earlier phase: its whole mixture, scaled to a fraction of this one.
@@ -93,6 +105,8 @@ pub struct Realised {
     pub name: String,
     /// Its normalised weight in the phase.
     pub weight: f64,
+    /// What that would be without [`SourceWeight::max_epochs`].
+    pub uncapped: f64,
     /// Samples in the range that it served.
     pub samples: u64,
     /// Input tokens of those samples.
@@ -109,27 +123,24 @@ pub struct Mixture {
     seq_len: usize,
 }
 
+/// What a phase wants of a source.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    weight: f64,
+    max_epochs: Option<f64>,
+}
+
 struct Phase {
     name: String,
     samples: u64,
     /// Index of the source of each member of the blend.
     members: Vec<usize>,
+    /// What was asked for; the blend has the weights that caps left of it.
+    wanted: Vec<Wanted>,
     blend: Blend,
     /// For each member, the row of its source's stream at which the phase begins.
     first_rows: Vec<u64>,
 }
-
-struct Stream {
-    name: String,
-    shards: Vec<Shard>,
-    /// `firsts[s]` is the number of documents before shard s; one more entry at the end.
-    firsts: Vec<u32>,
-    tokens: u64,
-    orders: Mutex<Vec<(u64, Arc<EpochOrder>)>>,
-}
-
-/// Epoch orders kept per source: a row may lie across the border of two.
-const CACHED_EPOCHS: usize = 2;
 
 impl Mixture {
     /// The mixtures of `phases` over `sources`, cut in rows of `seq_len`.
@@ -144,7 +155,8 @@ impl Mixture {
             return Err(Error::Mixture("no phase is given; name at least one".into()));
         }
         check_tokenizers(&sources)?;
-        let sources = sources.into_iter().map(Stream::new).collect::<Result<Vec<_>>>()?;
+        let sources =
+            sources.into_iter().map(|source| Stream::new(source, seq_len)).collect::<Result<Vec<_>>>()?;
         for (i, source) in sources.iter().enumerate() {
             if sources[..i].iter().any(|other| other.name == source.name) {
                 return Err(Error::Mixture(format!("source `{}` is given twice; rename one", source.name)));
@@ -168,7 +180,7 @@ impl Mixture {
     pub fn sample(&self, phase: usize, i: u64) -> Result<Sample> {
         let (source, row) = self.row(phase, i);
         let stream = &self.sources[source];
-        assemble(&stream.shards, &stream.pieces(self.seed, row, self.seq_len), source)
+        assemble(&stream.shards, &stream.pieces(self.seed, row), source)
     }
 
     /// The source of sample `i`, and which documents are in it: the runs of tokens of its window, which has one token
@@ -178,7 +190,7 @@ impl Mixture {
     /// If `phase` is out of range.
     pub fn pieces(&self, phase: usize, i: u64) -> (usize, Vec<Piece>) {
         let (source, row) = self.row(phase, i);
-        (source, self.sources[source].pieces(self.seed, row, self.seq_len))
+        (source, self.sources[source].pieces(self.seed, row))
     }
 
     /// What the samples `from..to` of a phase are made of.
@@ -196,6 +208,7 @@ impl Mixture {
             Realised {
                 name: stream.name.clone(),
                 weight: phase.blend.weights()[m],
+                uncapped: phase.wanted[m].weight,
                 samples: after[m] - before[m],
                 tokens: (after[m] - before[m]) * self.seq_len as u64,
                 epochs: rows as f64 * self.seq_len as f64 / stream.tokens as f64,
@@ -210,7 +223,7 @@ impl Mixture {
     /// # Panics
     /// If `phase` is out of range.
     pub fn fingerprint(&self, phase: usize) -> String {
-        let mut text = format!("zamba-data mixture 1\nseed {}\nseq_len {}\n", self.seed, self.seq_len);
+        let mut text = format!("zamba-data mixture 2\nseed {}\nseq_len {}\n", self.seed, self.seq_len);
         for (p, one) in self.phases[..=phase].iter().enumerate() {
             // The length of a phase decides only where later ones go on.
             let samples = if p < phase { one.samples.to_string() } else { String::new() };
@@ -252,7 +265,15 @@ impl Mixture {
         self.sources.iter().map(|source| (source.name.as_str(), source.tokens))
     }
 
-    /// Source and row of that source's stream of sample `i`.
+    /// The shards of a source, by its number in [`Sample::source`] and [`Mixture::sources`].
+    ///
+    /// # Panics
+    /// If there is no such source.
+    pub fn shards(&self, source: usize) -> &[Shard] {
+        &self.sources[source].shards
+    }
+
+    /// Source of sample `i`, and how many rows were taken from it before.
     fn row(&self, phase: usize, i: u64) -> (usize, u64) {
         let phase = &self.phases[phase];
         let (member, row) = phase.blend.at(i);
@@ -265,8 +286,8 @@ impl Mixture {
         if self.phase_index(&spec.name).is_some() {
             return bad("another phase has this name; rename one".into());
         }
-        let mut own: Vec<(usize, f64)> = Vec::new();
-        for SourceWeight { source, weight } in &spec.sources {
+        let mut own: Vec<(usize, Wanted)> = Vec::new();
+        for SourceWeight { source, weight, max_epochs } in &spec.sources {
             let Some(index) = self.sources.iter().position(|stream| stream.name == *source) else {
                 return bad(format!("source `{source}` is not defined; add it to the data sources"));
             };
@@ -276,7 +297,11 @@ impl Mixture {
             if !(weight.is_finite() && *weight > 0.0) {
                 return bad(format!("weight {weight} of source `{source}` is not a positive number"));
             }
-            own.push((index, *weight));
+            if max_epochs.is_some_and(|most| !(most.is_finite() && most > 0.0)) {
+                let most = max_epochs.unwrap_or_default();
+                return bad(format!("max_epochs {most} of source `{source}` is not a positive number"));
+            }
+            own.push((index, Wanted { weight: *weight, max_epochs: *max_epochs }));
         }
         let mut parts = vec![(1.0, own)];
         if let Some(Replay { phase, fraction }) = &spec.replay {
@@ -287,8 +312,9 @@ impl Mixture {
                 return bad(format!("replay fraction {fraction} is not between 0 and 1"));
             }
             let earlier = &self.phases[earlier];
-            let replayed =
-                earlier.members.iter().copied().zip(earlier.blend.weights().iter().copied()).collect();
+            let wanted = earlier.blend.weights().iter().zip(&earlier.wanted);
+            let wanted = wanted.map(|(&weight, wanted)| Wanted { weight, ..*wanted });
+            let replayed = earlier.members.iter().copied().zip(wanted).collect();
             parts[0].0 = 1.0 - fraction;
             parts.push((*fraction, replayed));
         }
@@ -296,11 +322,11 @@ impl Mixture {
         if parts.iter().any(|(_, members)| members.is_empty()) {
             return bad("has no source; list some, or replay an earlier phase with fraction 1".into());
         }
-        Ok(self.start(spec, merge(parts)))
+        self.start(spec, merge(parts))
     }
 
-    fn start(&self, spec: &PhaseSpec, members: Vec<(usize, f64)>) -> Phase {
-        let (members, weights): (Vec<usize>, Vec<f64>) = members.into_iter().unzip();
+    fn start(&self, spec: &PhaseSpec, members: Vec<(usize, Wanted)>) -> Result<Phase> {
+        let (mut members, mut wanted): (Vec<usize>, Vec<Wanted>) = members.into_iter().unzip();
         let used = |source: usize| {
             let in_phase = |phase: &Phase| {
                 let counts = phase.blend.counts_before(phase.samples);
@@ -308,27 +334,50 @@ impl Mixture {
             };
             self.phases.iter().map(in_phase).sum()
         };
-        let first_rows = members.iter().map(|&source| used(source)).collect();
-        Phase {
-            name: spec.name.clone(),
-            samples: spec.samples,
-            members,
-            blend: Blend::new(&weights),
-            first_rows,
-        }
+        let mut first_rows: Vec<u64> = members.iter().map(|&source| used(source)).collect();
+        let room = |m: usize| {
+            let tokens = wanted[m].max_epochs? * self.sources[members[m]].tokens as f64;
+            Some(((tokens / self.seq_len as f64) as u64).saturating_sub(first_rows[m]))
+        };
+        let rooms: Vec<Option<u64>> = (0..members.len()).map(room).collect();
+        let mut weights = caps::weights(&wanted, &rooms, spec.samples).ok_or_else(|| {
+            let rows: u64 = rooms.iter().flatten().sum();
+            Error::Mixture(format!(
+                "phase `{}`: its {} rows are more than the {rows} or so that max_epochs leaves of its sources; raise \
+                 max_epochs, add a source, or shorten the phase",
+                spec.name, spec.samples
+            ))
+        })?;
+        // A source with no room left is not read at all.
+        let some: Vec<bool> = weights.iter().map(|&weight| weight > 0.0).collect();
+        retain(&mut members, &some);
+        retain(&mut wanted, &some);
+        retain(&mut first_rows, &some);
+        retain(&mut weights, &some);
+        let (name, samples) = (spec.name.clone(), spec.samples);
+        Ok(Phase { name, samples, members, wanted, blend: Blend::new(&weights), first_rows })
     }
 }
 
-/// Adds up parts of a mixture, each normalised and scaled to its share; a source in two parts gets both weights.
-fn merge(parts: Vec<(f64, Vec<(usize, f64)>)>) -> Vec<(usize, f64)> {
-    let mut merged: Vec<(usize, f64)> = Vec::new();
+fn retain<T>(items: &mut Vec<T>, some: &[bool]) {
+    let mut some = some.iter();
+    items.retain(|_| some.next() == Some(&true));
+}
+
+/// Adds up parts of a mixture, each normalised and scaled to its share; a source in two parts gets both weights and the
+/// smaller cap. The weights of the result sum to 1.
+fn merge(parts: Vec<(f64, Vec<(usize, Wanted)>)>) -> Vec<(usize, Wanted)> {
+    let mut merged: Vec<(usize, Wanted)> = Vec::new();
     for (share, members) in parts {
-        let sum: f64 = members.iter().map(|(_, weight)| weight).sum();
-        for (source, weight) in members {
+        let sum: f64 = members.iter().map(|(_, wanted)| wanted.weight).sum();
+        for (source, Wanted { weight, max_epochs }) in members {
             let weight = share * weight / sum;
             match merged.iter_mut().find(|(other, _)| *other == source) {
-                Some((_, total)) => *total += weight,
-                None => merged.push((source, weight)),
+                Some((_, both)) => {
+                    both.weight += weight;
+                    both.max_epochs = both.max_epochs.into_iter().chain(max_epochs).reduce(f64::min);
+                }
+                None => merged.push((source, Wanted { weight, max_epochs })),
             }
         }
     }
@@ -353,81 +402,6 @@ fn check_tokenizers(sources: &[Source]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-impl Stream {
-    fn new(source: Source) -> Result<Stream> {
-        let mut firsts = vec![0];
-        let mut documents = 0u64;
-        for shard in &source.shards {
-            documents += shard.documents();
-            firsts.push(u32::try_from(documents).map_err(|_| {
-                Error::Mixture(format!("source `{}` has more than 2^32 documents; split it", source.name))
-            })?);
-        }
-        let tokens = source.shards.iter().map(Shard::tokens).sum();
-        if tokens == 0 {
-            return Err(Error::Mixture(format!("source `{}` holds no token; remove it", source.name)));
-        }
-        Ok(Stream {
-            name: source.name,
-            shards: source.shards,
-            firsts,
-            tokens,
-            orders: Mutex::new(Vec::new()),
-        })
-    }
-
-    /// The window of row `row`: `seq_len + 1` tokens.
-    fn pieces(&self, seed: u64, row: u64, seq_len: usize) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        // In 128 bits, so that a row number far beyond any run cannot wrap round to an earlier text.
-        let position = u128::from(row) * seq_len as u128;
-        let mut epoch = (position / u128::from(self.tokens)) as u64;
-        let mut position = (position % u128::from(self.tokens)) as u64;
-        let mut missing = seq_len as u32 + 1;
-        while missing > 0 {
-            let order = self.order(seed, epoch);
-            for (document, doc_start) in order.from(position, |d| self.doc_len(d)) {
-                let len = (self.doc_len(document) - doc_start).min(missing);
-                if len > 0 {
-                    let (shard, doc) = self.locate(document);
-                    pieces.push(Piece { shard, doc, doc_start, len });
-                }
-                missing -= len;
-                if missing == 0 {
-                    break;
-                }
-            }
-            (epoch, position) = (epoch + 1, 0);
-        }
-        pieces
-    }
-
-    fn order(&self, seed: u64, epoch: u64) -> Arc<EpochOrder> {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, order)) = orders.iter().find(|(cached, _)| *cached == epoch) {
-            return order.clone();
-        }
-        let documents = self.firsts[self.shards.len()];
-        let order = Arc::new(EpochOrder::new(seed, &self.name, epoch, documents, |d| self.doc_len(d)));
-        if orders.len() == CACHED_EPOCHS {
-            orders.remove(0);
-        }
-        orders.push((epoch, order.clone()));
-        order
-    }
-
-    /// Shard and document within it of a document of the source.
-    fn locate(&self, document: u32) -> (usize, u64) {
-        let shard = self.firsts.partition_point(|&first| first <= document) - 1;
-        (shard, u64::from(document - self.firsts[shard]))
-    }
-
-    fn doc_len(&self, document: u32) -> u32 {
-        let (shard, doc) = self.locate(document);
-        self.shards[shard].doc_len(doc)
-    }
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

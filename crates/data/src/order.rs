@@ -1,4 +1,6 @@
-//! The order of the documents of one source in one epoch, and where in it a token lies.
+//! The order of the documents of one source in one epoch, where in it a token lies, and the order of its rows.
+
+use std::sync::OnceLock;
 
 use crate::rng::Rng;
 
@@ -12,6 +14,9 @@ pub(crate) struct EpochOrder {
     documents: Vec<u32>,
     /// `starts[j]` is the stream position of the first token of slot `j * STRIDE`.
     starts: Vec<u64>,
+    /// The generator of the order of rows, before its first number.
+    row_rng: Rng,
+    rows: OnceLock<Vec<u32>>,
 }
 
 impl EpochOrder {
@@ -34,7 +39,19 @@ impl EpochOrder {
             }
             position += u64::from(lengths(document));
         }
-        EpochOrder { documents, starts }
+        let row_rng = Rng::keyed("zamba-data row order 1", name, &[seed, epoch]);
+        EpochOrder { documents, starts, row_rng, rows: OnceLock::new() }
+    }
+
+    /// Which of the epoch's `count` rows is taken `n`-th.
+    pub(crate) fn row(&self, count: u32, n: u64) -> u32 {
+        // Shuffled when first asked for: an epoch into which only the last row of another one reaches is not.
+        let shuffled = || {
+            let mut rows: Vec<u32> = (0..count).collect();
+            self.row_rng.clone().shuffle(&mut rows);
+            rows
+        };
+        self.rows.get_or_init(shuffled)[n as usize]
     }
 
     /// The documents from the one that holds token `position` of the epoch on, each with the offset at which to

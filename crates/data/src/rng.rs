@@ -7,6 +7,7 @@
 use sha2::{Digest, Sha256};
 
 /// xoshiro256** with a state taken from a hash of its key.
+#[derive(Clone)]
 pub(crate) struct Rng {
     state: [u64; 4],
 }

@@ -98,7 +98,7 @@ fn from_a_cargo_home_to_rows_of_two_phases() {
     let predicted: usize = eval_rows(&held_out, 64).map(|row| row.unwrap().predictions()).sum();
     assert_eq!(predicted as u64, held_out.tokens() - held_out.documents());
 
-    let weight = |source: &str| vec![SourceWeight { source: source.into(), weight: 1.0 }];
+    let weight = |source: &str| vec![SourceWeight { source: source.into(), weight: 1.0, max_epochs: None }];
     let replay = Some(Replay { phase: "pretrain".into(), fraction: 0.6 });
     let phases = [
         PhaseSpec { name: "pretrain".into(), samples: 50, sources: weight("text"), replay: None },

@@ -82,7 +82,7 @@ pub fn open(
             sources: phase
                 .sources
                 .iter()
-                .map(|s| SourceWeight { source: s.name.clone(), weight: s.weight })
+                .map(|s| SourceWeight { source: s.name.clone(), weight: s.weight, max_epochs: s.max_epochs })
                 .collect(),
             replay: phase.replay.as_ref().map(|r| Replay { phase: r.phase.clone(), fraction: r.fraction }),
         })

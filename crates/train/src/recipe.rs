@@ -116,6 +116,10 @@ pub struct SourceSpec {
     pub paths: OneOrMany,
     /// Share among the phase's own sources; they need not add up to 1.
     pub weight: f64,
+    /// How often its documents may have been read at the end of the phase, earlier phases included. A source that would
+    /// be read more often gets a smaller share, the others in proportion more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_epochs: Option<f64>,
 }
 
 /// One path or several.
@@ -401,6 +405,12 @@ impl Recipe {
             for source in &phase.sources {
                 if !(source.weight > 0.0 && source.weight.is_finite()) {
                     return Err(value(key(&format!("sources.{}.weight", source.name)), "must be positive"));
+                }
+                if source.max_epochs.is_some_and(|most| !(most > 0.0 && most.is_finite())) {
+                    return Err(value(
+                        key(&format!("sources.{}.max_epochs", source.name)),
+                        "must be positive",
+                    ));
                 }
                 if *paths.entry(&source.name).or_insert(&source.paths) != &source.paths {
                     let problem = "has other paths in an earlier phase; give it another name";

@@ -316,8 +316,12 @@ impl Run<'_> {
         let plan = &self.plan.phases[phase];
         let realised = self.mixture.realised(phase, 0, plan.schedule.steps * self.recipe.global_batch as u64);
         for part in &realised {
+            let capped = match part.weight < part.uncapped {
+                true => format!(", held at share {:.3} by max_epochs", part.weight),
+                false => String::new(),
+            };
             self.observer.note(&format!(
-                "phase {}: {} gave {} rows, {} tokens, {:.2} epochs",
+                "phase {}: {} gave {} rows, {} tokens, {:.2} epochs{capped}",
                 plan.name, part.name, part.samples, part.tokens, part.epochs
             ));
         }

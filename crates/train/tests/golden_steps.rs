@@ -112,7 +112,7 @@ fn order(fs: &Arc<dyn Fs>, rows: &[Vec<u32>], vocab_size: usize) -> Vec<usize> {
     let phase = PhaseSpec {
         name: "only".into(),
         samples: rows.len() as u64,
-        sources: vec![SourceWeight { source: "text".into(), weight: 1.0 }],
+        sources: vec![SourceWeight { source: "text".into(), weight: 1.0, max_epochs: None }],
         replay: None,
     };
     let mixture = Mixture::new(vec![source], &[phase], SEED, rows[0].len()).unwrap();

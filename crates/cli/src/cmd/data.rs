@@ -1,5 +1,6 @@
 //! `zamba data`: text to tokenizers and token shards. One file per step.
 
+mod dedup;
 mod filter;
 mod inspect;
 mod steps;
@@ -13,7 +14,7 @@ use zamba_data::Manifest;
 
 use crate::out;
 
-/// Prepare text: filter, learn a tokenizer, tokenise, look into shards.
+/// Prepare text: filter, deduplicate, learn a tokenizer, tokenise, look into shards and runs.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(subcommand)]
@@ -23,6 +24,7 @@ pub(crate) struct Args {
 #[derive(Debug, clap::Subcommand)]
 enum Command {
     Filter(filter::Args),
+    Dedup(dedup::Args),
     Tokenizer(tokenizer::Args),
     Tokenize(tokenize::Args),
     Inspect(inspect::Args),
@@ -31,6 +33,7 @@ enum Command {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Filter(args) => filter::run(args),
+        Command::Dedup(args) => dedup::run(args),
         Command::Tokenizer(args) => tokenizer::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Inspect(args) => inspect::run(args),

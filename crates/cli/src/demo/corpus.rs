@@ -12,6 +12,7 @@ use zamba_data::gather::{self, Count, Document, GatherOptions, Kind, Report, Rul
 use zamba_data::tokenise;
 use zamba_data::{Shard, ShardSpec};
 
+use super::clean::{self, Cleaned};
 use super::folder::Folder;
 use crate::out;
 use crate::progress::{Progress, Unit};
@@ -69,9 +70,16 @@ impl Part {
         }
     }
 
-    fn has(self, document: &Document) -> bool {
+    pub(super) fn has(self, document: &Document) -> bool {
         (document.kind == Kind::DocProse) == (self == Part::DocProse)
     }
+}
+
+/// The documents as they were found.
+pub(super) struct Found {
+    source: String,
+    documents: Vec<Document>,
+    report: Report,
 }
 
 /// The documents, before they are tokens.
@@ -80,11 +88,12 @@ pub(super) struct Texts {
     train: Vec<Document>,
     held_out: Vec<Document>,
     report: Report,
+    cleaned: Vec<Cleaned>,
     split: SplitSummary,
 }
 
-/// Finds about `bytes` of text, leaves out what is not worth learning from, and holds out whole families of packages.
-pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, bytes: u64, seed: u64) -> anyhow::Result<Texts> {
+/// Finds about `bytes` of text in files that are worth a look.
+pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, bytes: u64, seed: u64) -> anyhow::Result<Found> {
     let (source, packages) = match text {
         Some(dir) => (dir.display().to_string(), gather::folder_packages(fs, dir).context("--text")?),
         None => {
@@ -109,13 +118,21 @@ pub(super) fn gather(fs: &dyn Fs, text: Option<&Path>, bytes: u64, seed: u64) ->
             out::bytes(count.bytes)
         ));
     }
-    let split = gather::split(gathered.documents, HELD_OUT, seed)?;
+    Ok(Found { source, documents: gathered.documents, report })
+}
+
+/// Leaves out what is not worth learning from or there twice, and holds out whole families of packages.
+pub(super) fn clean(folder: &Folder, found: Found, seed: u64) -> anyhow::Result<Texts> {
+    let Found { source, documents, report } = found;
+    let (documents, cleaned) = clean::run(folder, documents)?;
+    let split = gather::split(documents, HELD_OUT, seed)?;
     let (groups, what) = (
         split.summary.groups.len(),
         if split.summary.by_family { "families of crates" } else { "documents" },
     );
     out::note(&format!("   {groups} {what} held out"));
-    Ok(Texts { source, train: split.train, held_out: split.held_out, report, split: split.summary })
+    let (train, held_out, split) = (split.train, split.held_out, split.summary);
+    Ok(Texts { source, train, held_out, report, cleaned, split })
 }
 
 /// Where cargo keeps what it has fetched.
@@ -185,6 +202,7 @@ pub(super) struct Baselines {
 pub(super) struct Corpus {
     source: String,
     report: Report,
+    cleaned: Vec<Cleaned>,
     split: SplitSummary,
     pub(super) tokenizer: TokenizerCounts,
     shards: Vec<ShardCounts>,
@@ -200,6 +218,7 @@ pub(super) struct CorpusSummary {
     pub(super) files: u64,
     pub(super) left_out: BTreeMap<Rule, Count>,
     pub(super) kept: BTreeMap<Kind, Count>,
+    pub(super) cleaned: Vec<Cleaned>,
     pub(super) split: SplitSummary,
     pub(super) tokenizer: TokenizerCounts,
     pub(super) shards: Vec<ShardCounts>,
@@ -213,6 +232,7 @@ impl Corpus {
             files: self.report.files,
             left_out: self.report.left_out.clone(),
             kept: self.report.kept.clone(),
+            cleaned: self.cleaned.clone(),
             split: self.split.clone(),
             tokenizer: self.tokenizer.clone(),
             shards: self.shards.clone(),
@@ -259,7 +279,8 @@ pub(super) fn tokenise(folder: &Folder, texts: Texts) -> anyhow::Result<Corpus> 
         let gzip = baseline::gzip_bits_per_byte(documents)?;
         held_out.push((part, shard, Baselines { unigram, gzip }));
     }
-    Ok(Corpus { source: texts.source, report: texts.report, split: texts.split, tokenizer, shards, held_out })
+    let Texts { source, report, cleaned, split, .. } = texts;
+    Ok(Corpus { source, report, cleaned, split, tokenizer, shards, held_out })
 }
 
 /// Whole documents of about `bytes` bytes in all, spread evenly over those given; ones of more than a `share`-th of that

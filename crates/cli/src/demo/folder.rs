@@ -12,7 +12,8 @@ use crate::out;
 /// The file by which a demo's folder is known; in the end it holds the summary.
 const MARK: &str = "demo.json";
 /// All that a demo leaves beside its mark. Only these are ever removed.
-const OURS: [&str; 7] = ["report.html", "phase1", "phase2", "run", "recipe.toml", "tokenizer", "data"];
+const OURS: [&str; 8] =
+    ["report.html", "phase1", "phase2", "run", "recipe.toml", "tokenizer", "data", "text"];
 /// Bytes that text, checkpoints and models take on disk, with room to spare.
 const NEED: u64 = 600 << 20;
 
@@ -130,6 +131,11 @@ impl Folder {
     /// A token shard, without suffix. The name is relative to the recipe as well.
     pub(super) fn shard(&self, name: &str) -> PathBuf {
         self.root.join("data").join(name)
+    }
+
+    /// The text of a part on its way to the shard of that name.
+    pub(super) fn text(&self, name: &str) -> PathBuf {
+        self.root.join("text").join(name)
     }
 
     pub(super) fn tokenizer(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 //! from the run that printed it.
 
 mod chart;
+mod clean;
 mod corpus;
 mod folder;
 mod pace;
@@ -88,12 +89,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let device = args.device.open()?;
 
     out::note("1. gathering text");
-    let texts = corpus::gather(&*fs, args.text.as_deref(), args.bytes_of_text(), args.seed)?;
+    let found = corpus::gather(&*fs, args.text.as_deref(), args.bytes_of_text(), args.seed)?;
     interrupt::check(NOTHING_TO_CONTINUE)?;
+    folder.prepare()?;
+    let texts = corpus::clean(&folder, found, args.seed);
+    interrupt::check(NOTHING_TO_CONTINUE)?;
+    let texts = texts?;
     seconds.end("gather");
 
     out::note("2. training a tokenizer and tokenising");
-    folder.prepare()?;
     let corpus = corpus::tokenise(&folder, texts)?;
     interrupt::check(NOTHING_TO_CONTINUE)?;
     seconds.end("tokenise");

@@ -189,6 +189,16 @@ fn text(s: &Summary) -> String {
     let rows =
         c.kept.iter().map(|(kind, n)| vec![kind_words(*kind).to_owned(), count(n.files), bytes(n.bytes)]);
     html.push_str(&table(&["kept", "documents", "size"], rows));
+    for part in &c.cleaned {
+        let rejected = part.rejected.iter().map(|(rule, n)| (format!("filter: {}", escape(rule)), *n));
+        let rows = rejected.chain([
+            ("equal to another text".to_owned(), part.equal),
+            ("nearly equal to another text".to_owned(), part.near),
+            (format!("<b>left of {}</b>", count(part.gathered)), part.documents),
+        ]);
+        let head = format!("taken out of {}", part.part.title());
+        html.push_str(&table(&[head.as_str(), "texts"], rows.map(|(what, n)| vec![what, count(n)])));
+    }
     let rows = c.shards.iter().map(|shard| {
         let per = shard.bytes as f64 / shard.tokens.max(1) as f64;
         let name = format!("<code>{}</code>", shard.name);

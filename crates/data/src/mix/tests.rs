@@ -34,7 +34,10 @@ fn phase(name: &str, samples: u64, weights: &[(&str, f64)], replay: Option<(&str
     PhaseSpec {
         name: name.into(),
         samples,
-        sources: weights.iter().map(|&(s, weight)| SourceWeight { source: s.into(), weight }).collect(),
+        sources: weights
+            .iter()
+            .map(|&(s, weight)| SourceWeight { source: s.into(), weight, max_epochs: None })
+            .collect(),
         replay: replay.map(|(phase, fraction)| Replay { phase: phase.into(), fraction }),
     }
 }
@@ -118,9 +121,16 @@ proptest! {
         let mixture = Mixture::new(vec![one], &[phase("p", 1, &[("one", 1.0)], None)], seed, seq_len).unwrap();
         // Position j of the stream is position j % seq_len of row j / seq_len.
         let rows = (epochs * total as usize).div_ceil(seq_len);
-        let mut stream = Vec::new();
-        for i in 0..rows {
-            stream.extend(transitions(&mixture.sample(0, i as u64).unwrap(), seq_len));
+        let mut stream = vec![(u32::MAX, 0); rows * seq_len];
+        // All rows of the epochs that begin within these.
+        let taken = mixture.sources[0].rows_until(epochs as u64);
+        prop_assert!(taken >= rows as u64);
+        for i in 0..taken {
+            let row = mixture.sources[0].taken(seed, i) as usize;
+            let pairs = transitions(&mixture.sample(0, i).unwrap(), seq_len);
+            if row < rows {
+                stream[row * seq_len..][..seq_len].copy_from_slice(&pairs);
+            }
         }
         // The pairs that each document holds: every token once, followed by the next one or by nothing.
         let mut expected = Vec::new();
@@ -136,6 +146,25 @@ proptest! {
             let mut seen = stream[start..start + total as usize].to_vec();
             seen.sort_unstable();
             prop_assert_eq!(&seen, &expected, "epoch {}", epoch);
+        }
+    }
+
+    #[test]
+    fn rows_of_an_epoch_are_taken_once_each(
+        lengths in proptest::collection::vec(0u32..30, 1..20),
+        seq_len in 1usize..40,
+        seed in any::<u64>(),
+    ) {
+        let total: u32 = lengths.iter().sum();
+        prop_assume!(total > 0);
+        let one = source("one", 0, &[&lengths]);
+        let mixture = Mixture::new(vec![one], &[phase("p", 1, &[("one", 1.0)], None)], seed, seq_len).unwrap();
+        let stream = &mixture.sources[0];
+        for epoch in 0..4 {
+            let range = stream.rows_until(epoch)..stream.rows_until(epoch + 1);
+            let mut rows: Vec<u64> = range.clone().map(|n| stream.taken(seed, n)).collect();
+            rows.sort_unstable();
+            prop_assert_eq!(rows, range.collect::<Vec<_>>());
         }
     }
 
@@ -271,4 +300,46 @@ fn phases_that_make_no_sense_are_named() {
     assert!(Mixture::new(empty, &[phase("a", 1, &[("empty", 1.0)], None)], 1, 8).is_err());
     let twice = vec![source("code", 0, &[&[1]]), source("code", 0, &[&[1]])];
     assert!(Mixture::new(twice, &[ok()], 1, 8).is_err());
+}
+
+#[test]
+fn neighbours_of_a_long_document_are_not_taken_one_after_the_other() {
+    let long = vec![source("long", 0, &[&[4_000, 4_000]])];
+    let mixture = Mixture::new(long, &[phase("p", 1, &[("long", 1.0)], None)], 7, 10).unwrap();
+    let rows: Vec<u64> = (0..800).map(|n| mixture.sources[0].taken(7, n)).collect();
+    let next = rows.windows(2).filter(|pair| pair[1] == pair[0] + 1).count();
+    // In a random order of 800 each has a neighbour behind it once in 800 times: one on average, Poisson.
+    assert!(next < 10, "{next} of 799");
+}
+
+#[test]
+fn a_source_is_not_read_more_often_than_it_may_be() {
+    // `notes` has 21 tokens: 2 epochs are 5 whole rows of 8.
+    let capped =
+        |source: &str, weight, max_epochs| SourceWeight { source: source.into(), weight, max_epochs };
+    let spec = |samples, notes, code| PhaseSpec {
+        name: "a".into(),
+        samples,
+        sources: vec![capped("notes", 1.0, notes), capped("code", 1.0, code)],
+        replay: None,
+    };
+    let mixture = |phases: &[PhaseSpec]| Mixture::new(three_sources(), phases, 1, 8);
+    let one = mixture(&[spec(40, Some(2.0), None)]).unwrap();
+    let realised = one.realised(0, 0, 40);
+    let notes = realised.iter().find(|part| part.name == "notes").unwrap();
+    assert!(notes.epochs <= 2.0 && notes.samples >= 3, "{notes:?}");
+    assert!((notes.uncapped - 0.5).abs() < 1e-12 && notes.weight < 0.2);
+    assert_eq!(realised.iter().map(|part| part.samples).sum::<u64>(), 40);
+    // A cap that does not bite changes nothing.
+    let free = mixture(&[spec(40, None, None)]).unwrap();
+    assert_eq!(mixture(&[spec(40, Some(100.0), None)]).unwrap().fingerprint(0), free.fingerprint(0));
+    assert_ne!(one.fingerprint(0), free.fingerprint(0));
+    // The cap holds over phases, also where the phase is replayed.
+    let replay = phase("b", 40, &[("prose", 1.0)], Some(("a", 0.9)));
+    let two = mixture(&[spec(40, Some(2.0), None), replay]).unwrap();
+    assert!(two.realised(1, 0, 40).iter().all(|part| part.name != "notes" || part.epochs <= 2.0));
+    let Err(error) = mixture(&[spec(4_000, Some(2.0), Some(3.0))]) else { panic!("accepted") };
+    assert!(error.to_string().contains("max_epochs"), "{error}");
+    let Err(error) = mixture(&[spec(40, Some(0.0), None)]) else { panic!("accepted") };
+    assert!(error.to_string().contains("max_epochs 0"), "{error}");
 }

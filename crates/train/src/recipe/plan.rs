@@ -1,6 +1,6 @@
 //! A recipe's phases laid out over the steps of the run.
 
-use super::{Recipe, RecipeError};
+use super::{Recipe, RecipeError, SourceSpec};
 use crate::ckpt::sha256_hex;
 use crate::schedule::{From, Schedule};
 use serde_json::{Value, json};
@@ -94,7 +94,11 @@ pub fn trajectory(recipe: &Recipe, config: &ZambaConfig, plan: &Plan, phase: usi
         .iter()
         .zip(&plan.phases)
         .map(|(p, plan)| {
-            let sources: Vec<Value> = p.sources.iter().map(|s| json!([s.name, s.weight])).collect();
+            let source = |s: &SourceSpec| match s.max_epochs {
+                None => json!([s.name, s.weight]),
+                Some(most) => json!([s.name, s.weight, most]),
+            };
+            let sources: Vec<Value> = p.sources.iter().map(source).collect();
             json!({
                 "name": p.name, "steps": plan.schedule.steps, "peak": p.peak, "warmup": p.warmup,
                 "warmup_from": p.warmup_from, "schedule": p.schedule, "sources": sources, "replay": p.replay,

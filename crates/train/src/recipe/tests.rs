@@ -92,6 +92,7 @@ fn errors_name_the_key() {
         (&["phase.anneal.replay.phase=later"], "phase.anneal.replay.phase"),
         (&["phase.anneal.replay.fraction=1.5"], "phase.anneal.replay.fraction"),
         (&["phase.anneal.sources.docs.weight=0.0"], "phase.anneal.sources.docs.weight"),
+        (&["phase.anneal.sources.docs.max_epochs=0"], "phase.anneal.sources.docs.max_epochs"),
         (&["phase.anneal.sources.docs.name=web"], "phase.anneal.sources.web"),
         (&["phase.anneal.name=pretrain"], "phase.1.name"),
         (&["phase.0.schedule.kind=spiral"], "spiral"),
