@@ -87,6 +87,11 @@ impl ModelArgs {
         ModelArgs { model, offline }
     }
 
+    /// The model as it was named.
+    pub(crate) fn name(&self) -> String {
+        self.model.display().to_string()
+    }
+
     /// The folder of the model; one that is named by its hub id is downloaded first.
     pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
         if self.model.exists() {
