@@ -1,5 +1,7 @@
 //! Templates of prompts: jinja2 as lm-evaluation-harness sets it up, in minijinja.
 
+use std::collections::HashSet;
+
 use fancy_regex::Regex;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{ValueKind, from_args};
@@ -30,7 +32,11 @@ impl Templates {
 
     /// The text of a template for a document.
     pub(crate) fn render(&self, template: &str, doc: &Doc) -> Result<String, String> {
-        self.environment.render_str(template, context(doc)).map_err(|e| explain(&e))
+        let compiled = self.environment.template_from_str(template).map_err(|e| explain(&e))?;
+        compiled.render(context(doc)).map_err(|e| match e.kind() {
+            ErrorKind::UndefinedError => missing(compiled.undeclared_variables(true), doc),
+            _ => explain(&e),
+        })
     }
 
     /// The value of a template that is nothing but an expression in double braces, or else of the Python
@@ -39,7 +45,10 @@ impl Templates {
         let inner = template.trim().strip_prefix("{{").and_then(|t| t.strip_suffix("}}"));
         if let Some(expression) = inner.filter(|t| !t.contains("{{") && !t.contains("}}")) {
             let expression = self.environment.compile_expression(expression).map_err(|e| explain(&e))?;
-            let value = expression.eval(context(doc)).map_err(|e| explain(&e))?;
+            let value = expression.eval(context(doc)).map_err(|e| match e.kind() {
+                ErrorKind::UndefinedError => missing(expression.undeclared_variables(true), doc),
+                _ => explain(&e),
+            })?;
             if value.kind() != ValueKind::String {
                 return json(&value).map_err(|e| explain(&e));
             }
@@ -98,13 +107,21 @@ fn json(value: &Value) -> Result<Json, Error> {
 /// What went wrong, on one line.
 fn explain(error: &Error) -> String {
     let detail = error.detail().map(|d| format!(": {d}")).unwrap_or_default();
-    match error.kind() {
-        ErrorKind::UndefinedError => {
-            let range = error.range().zip(error.template_source());
-            let name = range.and_then(|(range, source)| source.get(range)).unwrap_or("a field");
-            format!("there is no field `{name}`")
-        }
-        kind => format!("{kind}{detail}"),
+    format!("{}{detail}", error.kind())
+}
+
+/// Names the field that a template asks for and a document lacks.
+fn missing(fields: HashSet<String>, doc: &Doc) -> String {
+    let there = |path: &str| {
+        let mut parts = path.split('.');
+        let first = parts.next().and_then(|name| doc.get(name));
+        parts.fold(first, |value, name| value.and_then(|v| v.get(name))).is_some()
+    };
+    let mut absent: Vec<String> = fields.into_iter().filter(|path| !there(path)).collect();
+    absent.sort();
+    match absent.first() {
+        Some(path) => format!("there is no field `{path}`"),
+        None => "a list is too short, or a value in it is missing".to_owned(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -84,10 +84,20 @@ pub(super) fn model_hash(folder: &Path, how: &str) -> anyhow::Result<String> {
     };
     let mut hash = Sha256::new_with_prefix(how);
     for path in names.iter().filter(counts) {
-        let mut file = fs::File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
-        std::io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
+        feed(&mut hash, path).with_context(|| format!("cannot read {}", path.display()))?;
     }
     Ok(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
+}
+
+fn feed(hash: &mut Sha256, path: &Path) -> std::io::Result<()> {
+    let mut file = fs::File::open(path)?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => hash.update(&buffer[..count]),
+        }
+    }
 }
 
 #[cfg(test)]
