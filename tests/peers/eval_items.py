@@ -86,7 +86,7 @@ def boolq(w, i):
 
 def winogrande(w, i):
     one, two = w.choices(2)
-    end = {2: "_.", 4: "_ ", 6: "_  twice  spaced."}.get(i, f"_ {w.words(2, 7)}.")
+    end = {2: "_.", 4: "_ a", 6: "_  twice  spaced."}.get(i, f"_ {w.words(2, 7)}.")
     start = "" if i == 8 else w.words(3, 9) + " "
     return dict(sentence=start + end + ("" if i % 6 else " and _"), option1=one, option2=two,
                 answer=str(w.number(1, 3)))

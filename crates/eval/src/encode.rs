@@ -8,9 +8,8 @@ use crate::score::Item;
 /// Encodes the requests of a model.
 pub(crate) struct Encoder<'t> {
     tokenizer: &'t Tokenizer,
-    /// Stands before a text without context: BOS, or else EOS.
-    prefix: u32,
-    prefix_text: String,
+    /// Stands before a text without context: BOS, or else EOS; with its text.
+    prefix: Option<(u32, String)>,
     /// Most tokens that the model sees at once.
     max_length: usize,
 }
@@ -19,7 +18,9 @@ pub(crate) struct Encoder<'t> {
 #[derive(Debug, thiserror::Error)]
 pub enum EncodeError {
     /// There is nothing that could stand before a text.
-    #[error("the tokenizer has neither a BOS nor an EOS token, so that a text without context cannot be scored")]
+    #[error(
+        "the tokenizer has neither a BOS nor an EOS token, so that a text without context cannot be scored"
+    )]
     NoPrefix,
     /// The tokenizer failed.
     #[error(transparent)]
@@ -42,14 +43,20 @@ pub enum EncodeError {
 
 impl<'t> Encoder<'t> {
     pub(crate) fn new(tokenizer: &'t Tokenizer, max_length: usize) -> Result<Self, EncodeError> {
-        let prefix = tokenizer.bos_id().or(tokenizer.eos_id()).ok_or(EncodeError::NoPrefix)?;
-        let prefix_text = tokenizer.decode(&[prefix], false)?;
-        Ok(Encoder { tokenizer, prefix, prefix_text, max_length })
+        let prefix = tokenizer.bos_id().or(tokenizer.eos_id());
+        let prefix =
+            prefix.map(|id| Ok::<_, EncodeError>((id, tokenizer.decode(&[id], false)?))).transpose()?;
+        Ok(Encoder { tokenizer, prefix, max_length })
     }
 
     /// The tokens of a text, with BOS where the tokenizer puts it, and not twice.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, EncodeError> {
-        Ok(self.tokenizer.encode(text, !text.starts_with(&self.prefix_text))?)
+        let there = self.prefix.as_ref().is_some_and(|(_, prefix)| text.starts_with(prefix));
+        Ok(self.tokenizer.encode(text, !there)?)
+    }
+
+    fn prefix(&self) -> Result<u32, EncodeError> {
+        self.prefix.as_ref().map(|(id, _)| *id).ok_or(EncodeError::NoPrefix)
     }
 
     /// A continuation and what stands before it, as far as the model can see.
@@ -57,8 +64,9 @@ impl<'t> Encoder<'t> {
         let (tokens, split) = if context.is_empty() {
             let mut tokens = self.tokenizer.encode(continuation, false)?;
             // The token that would be put before the text may stand there already.
-            if tokens.first() != Some(&self.prefix) {
-                tokens.insert(0, self.prefix);
+            let prefix = self.prefix()?;
+            if tokens.first() != Some(&prefix) {
+                tokens.insert(0, prefix);
             }
             (tokens, 1)
         } else {
@@ -89,7 +97,7 @@ impl<'t> Encoder<'t> {
     /// the model can see beside the part's own.
     pub(crate) fn rolling(&self, text: &str) -> Result<Vec<Item>, EncodeError> {
         let text = self.encode(text)?;
-        let mut tokens = vec![self.prefix];
+        let mut tokens = vec![self.prefix()?];
         tokens.extend(text);
         let (all, length) = (tokens.len() - 1, self.max_length);
         let mut items = vec![];
@@ -112,7 +120,7 @@ impl<'t> Encoder<'t> {
         }
         let mut tokens = self.encode(text)?;
         if tokens.is_empty() {
-            tokens.push(self.prefix);
+            tokens.push(self.prefix()?);
         }
         let excess = tokens.len().saturating_sub(most);
         tokens.drain(..excess);

@@ -38,7 +38,8 @@ impl Filter {
                 FilterConfig::Uppercase => steps.push(Step::Uppercase),
                 FilterConfig::RemoveWhitespace => steps.push(Step::RemoveWhitespace),
                 FilterConfig::Regex { regex_pattern, group_select, fallback } => {
-                    let regex = Regex::new(regex_pattern).map_err(|e| format!("filter {}: {e}", list.name))?;
+                    let regex =
+                        Regex::new(regex_pattern).map_err(|e| format!("filter {}: {e}", list.name))?;
                     steps.push(Step::Regex { regex, group: *group_select, fallback: fallback.clone() });
                 }
             }
@@ -62,7 +63,8 @@ impl Filter {
 /// `re.findall(text)[group]`: of a match its text, that of its group, or that of its first group that is not empty.
 fn find(regex: &Regex, group: i64, text: &str) -> Option<String> {
     let all: Vec<_> = regex.captures_iter(text).map_while(Result::ok).collect();
-    let place = if group < 0 { all.len().checked_sub(group.unsigned_abs() as usize)? } else { group as usize };
+    let place =
+        if group < 0 { all.len().checked_sub(group.unsigned_abs() as usize)? } else { group as usize };
     let captures = all.get(place)?;
     let groups = || captures.iter().skip(1).map(|g| g.map_or("", |g| g.as_str()));
     let found = match captures.len() {
@@ -85,7 +87,8 @@ mod tests {
                 group_select,
                 fallback: "[invalid]".to_owned(),
             };
-            Filter::new(&FilterList { name: "f".to_owned(), filter: vec![regex, FilterConfig::TakeFirst] }).unwrap()
+            Filter::new(&FilterList { name: "f".to_owned(), filter: vec![regex, FilterConfig::TakeFirst] })
+                .unwrap()
         };
         let strict = filter("#### (\\-?[0-9\\.\\,]+)", 0);
         let flexible = filter("(-?[$0-9.,]{2,})|(-?[0-9]+)", -1);

@@ -123,10 +123,14 @@ impl<'m> Generator<'m> {
         let Some(last) = text.new.last() else { return Ok(None) };
         let full = text.new.len() >= prompt.max_tokens || self.ends.contains(last);
         let mut words = self.tokenizer.decode(&text.new, true)?;
-        let stop = prompt.until.iter().filter(|s| !s.is_empty()).filter_map(|s| words.find(s.as_str())).min();
-        if let Some(stop) = stop {
-            words.truncate(stop);
+        let mut stopped = false;
+        // One stop after the other, as there: what the first one cuts off hides later ones.
+        for stop in prompt.until.iter().filter(|s| !s.is_empty()) {
+            if let Some(at) = words.find(stop.as_str()) {
+                words.truncate(at);
+                stopped = true;
+            }
         }
-        Ok((full || stop.is_some()).then_some(words))
+        Ok((full || stopped).then_some(words))
     }
 }

@@ -245,10 +245,7 @@ mod tests {
     #[test]
     fn values_are_written_as_python_writes_them() {
         let value = json!({"a": [1, 1.5, true, null, "it's", "\"'\n\u{a0}é"], "b": {}});
-        assert_eq!(
-            repr(&value),
-            "{'a': [1, 1.5, True, None, \"it's\", '\"\\'\\n\\xa0é'], 'b': {}}"
-        );
+        assert_eq!(repr(&value), "{'a': [1, 1.5, True, None, \"it's\", '\"\\'\\n\\xa0é'], 'b': {}}");
         assert_eq!(
             json(&value, None),
             "{\"a\": [1, 1.5, true, null, \"it's\", \"\\\"'\\n\u{a0}é\"], \"b\": {}}"

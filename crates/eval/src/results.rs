@@ -1,12 +1,19 @@
 //! Results in the words of lm-evaluation-harness, so that what reads its files reads these.
 
+mod about;
+mod sample;
+mod table;
+
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::metric::{self, PreparedMetric, Response};
-use crate::python::{self, Doc};
+use crate::metric::{self, PreparedMetric};
+use crate::python;
 use crate::suite::hex;
-use crate::task::{Case, Request, SelectedGroup, TaskConfig};
+use crate::task::{SelectedGroup, TaskConfig};
+
+pub use about::{About, sanitize};
+pub(crate) use sample::Sample;
 
 /// What a run found.
 pub struct Outcome {
@@ -24,43 +31,6 @@ pub(crate) struct TaskOutcome {
     pub(crate) metrics: Vec<PreparedMetric>,
     pub(crate) filters: Vec<String>,
     pub(crate) samples: Vec<Sample>,
-}
-
-/// A document with what the model answered, under one filter.
-pub(crate) struct Sample {
-    pub(crate) case: Case,
-    pub(crate) doc: Doc,
-    pub(crate) responses: Vec<Response>,
-    pub(crate) filtered: Vec<Response>,
-    pub(crate) filter: String,
-    pub(crate) values: Vec<metric::Value>,
-}
-
-/// What results say about a run besides its figures.
-#[derive(Debug, Clone, Default)]
-pub struct About {
-    /// Name or folder of the model.
-    pub model: String,
-    /// Its parameters.
-    pub parameters: u64,
-    /// The type that its weights are stored in.
-    pub dtype: String,
-    /// Most tokens that it sees at once.
-    pub max_length: usize,
-    /// `--limit`
-    pub limit: Option<f64>,
-    /// Seed of the choice of shots.
-    pub seed: u64,
-    /// When the run began, in seconds since 1970.
-    pub date: f64,
-    /// How long it took.
-    pub seconds: f64,
-    /// Version of this program.
-    pub version: String,
-    /// BOS and EOS: text and id.
-    pub bos: Option<(String, u32)>,
-    /// See `bos`.
-    pub eos: Option<(String, u32)>,
 }
 
 /// A figure of a task or group.
@@ -115,7 +85,8 @@ impl Outcome {
                 let members: Vec<&Figure> =
                     of_tasks.iter().filter(of_leaf).filter(|f| f.filter == filter).collect();
                 let Some(first) = members.first() else { continue };
-                let sized: Vec<_> = members.iter().map(|f| (f.value, f.error, self.evaluated(&f.task))).collect();
+                let sized: Vec<_> =
+                    members.iter().map(|f| (f.value, f.error, self.evaluated(&f.task))).collect();
                 let (value, error) = metric::of_group(&sized, wanted.weight_by_size);
                 figures.push(Figure {
                     task: group.config.group.clone(),
@@ -309,176 +280,4 @@ impl TaskOutcome {
         });
         self.samples.iter().map(|s| s.line(&names, generation.as_ref())).collect()
     }
-}
-
-impl Sample {
-    fn line(&self, metrics: &[&str], generation: Option<&Value>) -> Map<String, Value> {
-        let Sample { case, doc, .. } = self;
-        let arguments: Map<String, Value> = case
-            .requests
-            .iter()
-            .enumerate()
-            .map(|(i, r)| (format!("gen_args_{i}"), arguments(r, generation)))
-            .collect();
-        let prompt = match &case.requests[0] {
-            Request::Loglikelihood { context, .. } | Request::Generate { context, .. } => context,
-            Request::Rolling { text } => text,
-        };
-        let target = python::str(&case.target);
-        let line = json!({
-            "doc_id": case.index,
-            "doc": doc,
-            "target": target,
-            "arguments": arguments,
-            "resps": self.responses.iter().map(|r| json!([response(r)])).collect::<Vec<_>>(),
-            "filtered_resps": self.filtered.iter().map(response).collect::<Vec<_>>(),
-            "filter": self.filter,
-            "metrics": metrics,
-            "doc_hash": sha256(&python::json(&Value::Object(doc.clone()), Some(2))),
-            "prompt_hash": sha256(prompt),
-            "target_hash": sha256(&target),
-        });
-        let Value::Object(mut line) = line else { return Map::new() };
-        for (name, value) in metrics.iter().zip(&self.values) {
-            let value = match value {
-                metric::Value::Flag(flag) => json!(u8::from(*flag)),
-                metric::Value::Number(x) => json!(x),
-                metric::Value::Weighted(x, n) => json!([x, n]),
-            };
-            line.insert((*name).to_owned(), value);
-        }
-        line
-    }
-}
-
-fn arguments(request: &Request, generation: Option<&Value>) -> Value {
-    match request {
-        Request::Loglikelihood { context, continuation } => json!({"arg_0": context, "arg_1": continuation}),
-        Request::Rolling { text } => json!({ "arg_0": text }),
-        Request::Generate { context, until, max_tokens } => {
-            let default = json!({
-                "temperature": 0.0, "do_sample": false, "max_gen_toks": max_tokens, "until": until,
-            });
-            json!({"arg_0": context, "arg_1": generation.unwrap_or(&default)})
-        }
-    }
-}
-
-/// A response as text, as lm-evaluation-harness writes it.
-fn response(response: &Response) -> Value {
-    match response {
-        Response::Score(score) => {
-            let greedy = if score.greedy { "True" } else { "False" };
-            json!([python::float(score.loglikelihood), greedy])
-        }
-        Response::Rolling(ll) => python::float(*ll).into(),
-        Response::Text(text) => text.as_str().into(),
-    }
-}
-
-impl About {
-    fn describe(&self, document: &mut Value) {
-        let token = |token: &Option<(String, u32)>| match token {
-            Some((text, id)) => json!([text, id.to_string()]),
-            None => json!(["None", "None"]),
-        };
-        document["config"] = json!({
-            "model": "zamba",
-            "model_args": {"pretrained": self.model},
-            "model_num_parameters": self.parameters,
-            "model_dtype": self.dtype,
-            "batch_size": null,
-            "batch_sizes": [],
-            "device": "cpu",
-            "use_cache": null,
-            "limit": self.limit,
-            "bootstrap_iters": 100_000,
-            "gen_kwargs": null,
-            "fewshot_seed": self.seed,
-        });
-        document["git_hash"] = Value::Null;
-        document["date"] = json!(self.date);
-        document["lm_eval_version"] = format!("0.4.13 as understood by zamba {}", self.version).into();
-        document["tokenizer_eos_token"] = token(&self.eos);
-        document["tokenizer_bos_token"] = token(&self.bos);
-        document["eot_token_id"] = self.eos.as_ref().map(|(_, id)| *id).into();
-        document["max_length"] = self.max_length.into();
-        document["model_source"] = "zamba".into();
-        document["model_name"] = self.model.as_str().into();
-        document["model_name_sanitized"] = sanitize(&self.model).into();
-        for absent in ["system_instruction", "system_instruction_sha", "chat_template", "chat_template_sha"] {
-            document[absent] = Value::Null;
-        }
-        document["fewshot_as_multiturn"] = false.into();
-    }
-}
-
-/// A name that can be a folder's: `re.sub(r"[\"<>:/|\\?*\[\]]+", "__", name)`.
-pub fn sanitize(name: &str) -> String {
-    let bad = |c: char| matches!(c, '"' | '<' | '>' | ':' | '/' | '|' | '\\' | '?' | '*' | '[' | ']');
-    let mut out = String::new();
-    let mut inside = false;
-    for c in name.chars() {
-        if !bad(c) {
-            out.push(c);
-        } else if !inside {
-            out.push_str("__");
-        }
-        inside = bad(c);
-    }
-    out
-}
-
-impl Results {
-    /// The table that lm-evaluation-harness prints, in Markdown.
-    pub fn table(&self) -> String {
-        let mut rows: Vec<[String; 9]> = vec![];
-        let heads = ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"];
-        rows.push(heads.map(str::to_owned));
-        let mut last = None;
-        for figure in &self.figures {
-            let name = figure.task.as_str();
-            let first = last != Some(name);
-            last = Some(name);
-            let shown = |value: &Value| if first { python::str(value) } else { String::new() };
-            let arrow = if figure.higher_is_better { "↑" } else { "↓" };
-            rows.push([
-                shown(&name.into()),
-                shown(&self.document["versions"][name]),
-                figure.filter.clone(),
-                python::str(&self.document["n-shot"][name]).replace("None", ""),
-                figure.metric.clone(),
-                arrow.to_owned(),
-                format!("{:.4}", figure.value),
-                "±".to_owned(),
-                figure.error.map_or("N/A".to_owned(), |e| format!("{e:.4}")),
-            ]);
-        }
-        table(&rows)
-    }
-}
-
-/// Rows as a Markdown table; the first are the heads. Numbers go to the right.
-fn table(rows: &[[String; 9]]) -> String {
-    let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0).max(1);
-    let right = [1, 3, 6, 8];
-    let line = |row: &[String; 9]| {
-        let cells: Vec<String> = (0..9)
-            .map(|c| {
-                let (cell, width) = (&row[c], width(c));
-                if right.contains(&c) { format!("{cell:>width$}") } else { format!("{cell:<width$}") }
-            })
-            .collect();
-        format!("|{}|\n", cells.join("|"))
-    };
-    let rule: Vec<String> = (0..9)
-        .map(|c| {
-            let dashes = "-".repeat(width(c).saturating_sub(1));
-            if right.contains(&c) { dashes + ":" } else { dashes + "-" }
-        })
-        .collect();
-    let mut text = rows.first().map(line).unwrap_or_default();
-    text.push_str(&format!("|{}|\n", rule.join("|")));
-    text.extend(rows.iter().skip(1).map(line));
-    text
 }

@@ -127,7 +127,8 @@ impl Suite {
         cache: &mut dyn Cache,
         hear: &mut dyn FnMut(Progress) -> Result<(), E>,
     ) -> Result<Outcome, E> {
-        let encoder = Encoder::new(tokenizer, model.config.max_position_embeddings).map_err(RunError::from)?;
+        let encoder =
+            Encoder::new(tokenizer, model.config.max_position_embeddings).map_err(RunError::from)?;
         let end = end_text(tokenizer).map_err(RunError::from)?;
         let mut requests = Requests::default();
         let mut prepared = vec![];
@@ -170,7 +171,12 @@ fn prepare<'s>(
 }
 
 impl Requests {
-    fn add(&mut self, request: &Request, encoder: &Encoder<'_>, end: &Option<String>) -> Result<Source, EncodeError> {
+    fn add(
+        &mut self,
+        request: &Request,
+        encoder: &Encoder<'_>,
+        end: &Option<String>,
+    ) -> Result<Source, EncodeError> {
         Ok(match request {
             Request::Loglikelihood { context, continuation } => {
                 self.items.push(encoder.pair(context, continuation)?);
@@ -266,7 +272,8 @@ impl<E: From<RunError>> Run<'_, E> {
         let open = |done: Vec<bool>| done.iter().enumerate().filter(|(_, d)| !**d).map(|(i, _)| i).collect();
         let items: Vec<usize> = open(scores.iter().map(Option::is_some).collect());
         let prompts: Vec<usize> = open(texts.iter().map(Option::is_some).collect());
-        let generated = |i: &usize| (requests.prompts[*i].tokens.len() + requests.prompts[*i].max_tokens) as u64;
+        let generated =
+            |i: &usize| (requests.prompts[*i].tokens.len() + requests.prompts[*i].max_tokens) as u64;
         self.progress.total = prompts.iter().map(generated).sum();
         self.score(&items, &requests.items, &item_keys, &mut scores)?;
         self.generate(tokenizer, &prompts, &requests.prompts, &prompt_keys, &mut texts)?;

@@ -19,8 +19,8 @@ pub(crate) use config::{
 };
 pub use data::{DataSource, Wanted};
 pub use error::TaskError;
-pub use library::{Library, Selection};
 pub(crate) use library::SelectedGroup;
+pub use library::{Library, Selection};
 pub(crate) use prompt::{Case, Gold, Request};
 
 use config::{Sampler, Source};
@@ -76,7 +76,8 @@ impl Task {
         store: &mut Store,
     ) -> Result<Self, TaskError> {
         let SelectedTask { config, file, folder } = selected;
-        let wrong = |reason: String| TaskError::Definition { file: format!("{file}, task {}", config.task), reason };
+        let wrong =
+            |reason: String| TaskError::Definition { file: format!("{file}, task {}", config.task), reason };
         let metrics = check(&config).map_err(wrong)?;
         let process = config.process_docs.as_ref().map(|f| functions::find(PROCESS, &f.name));
         let process = process.transpose().map_err(wrong)?;
@@ -180,8 +181,10 @@ fn shots(
     let (rows, name) = if num_fewshot == 0 {
         (Rows::default(), String::new())
     } else {
-        let fallback =
-            [&config.training_split, &config.validation_split, &config.test_split].into_iter().flatten().next();
+        let fallback = [&config.training_split, &config.validation_split, &config.test_split]
+            .into_iter()
+            .flatten()
+            .next();
         match (split, &own.samples, fallback) {
             (Some(split), _, _) => (load(split)?, split.clone()),
             (None, Some(samples), _) => (Rows::inline(samples.clone()), "fewshot_config.samples".to_owned()),
@@ -199,7 +202,9 @@ fn check(config: &TaskConfig) -> Result<Vec<MetricConfig>, String> {
     }
     if let Some(generation) = &config.generation_kwargs {
         if generation.do_sample == Some(true) || generation.temperature.is_some_and(|t| t > 0.0) {
-            return Err("generation_kwargs: only greedy generation is supported; set do_sample: false".to_owned());
+            return Err(
+                "generation_kwargs: only greedy generation is supported; set do_sample: false".to_owned()
+            );
         }
     }
     if config.output_type == OutputType::MultipleChoice && config.doc_to_choice.is_none() {
@@ -261,7 +266,11 @@ impl Suite {
     ///
     /// # Errors
     /// [`TaskError`], with the file, row and field where it is one of these that is wrong.
-    pub fn open(selection: Selection, source: &DataSource<'_>, options: &TaskOptions) -> Result<Self, TaskError> {
+    pub fn open(
+        selection: Selection,
+        source: &DataSource<'_>,
+        options: &TaskOptions,
+    ) -> Result<Self, TaskError> {
         let mut store = Store::new();
         let mut tasks = vec![];
         for selected in selection.tasks {

@@ -1,7 +1,9 @@
 //! `zamba eval`: how well a model predicts text, and how it does in benchmarks.
 
+mod checkpoints;
+mod dynamics;
 mod store;
-mod tasks;
+pub(crate) mod tasks;
 mod text;
 
 use std::path::PathBuf;
@@ -13,19 +15,26 @@ pub(crate) use text::documents;
 
 /// Score a model in benchmarks as lm-evaluation-harness does, or measure in bits per byte how well it predicts text.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Benchmarks: names of tasks, groups or tags, also with * and ?; `--tasks list` shows them. \
+#[command(
+    after_help = "Benchmarks: names of tasks, groups or tags, also with * and ?; `--tasks list` shows them. \
     Their data are Parquet files or JSON lines as published, below --data, or are downloaded.\n\
     Text: a .jsonl file has a document {\"text\":\"...\"} per line, a token shard its own documents; \
     any other file is one document, and a folder holds several files.\n\nExamples:\n  \
     zamba eval -m zamba-7b --tasks piqa,arc_*,hellaswag --data benchmarks --out scores\n  \
     zamba eval -m zamba-7b --tasks mmlu --num-fewshot 5 --limit 100 --json\n  \
     zamba eval -m zamba-7b --bpb held-out.jsonl --json\n  \
-    zamba eval -m zamba-7b-q4 --bpb held-out.jsonl --against zamba-7b")]
+    zamba eval -m zamba-7b-q4 --bpb held-out.jsonl --against zamba-7b\n  \
+    zamba eval --checkpoints run --tasks piqa,arc_easy --data benchmarks --bpb held-out.jsonl"
+)]
 pub(crate) struct Args {
     #[command(flatten)]
     tasks: tasks::TaskArgs,
     #[command(flatten)]
     text: text::TextArgs,
+    /// Measure every checkpoint of a run of `zamba train` instead of one model, with --tasks, --bpb or both, and draw
+    /// how the figures went; pages go into --out [default: RUN_DIR/dynamics].
+    #[arg(long, value_name = "RUN_DIR")]
+    checkpoints: Option<PathBuf>,
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
@@ -43,6 +52,11 @@ impl Args {
         self.named_model()?.folder()
     }
 
+    /// Whether the network must not be used.
+    fn offline(&self) -> bool {
+        self.model.as_ref().is_some_and(ModelArgs::offline)
+    }
+
     fn named_model(&self) -> anyhow::Result<&ModelArgs> {
         let missing = || Stop::Usage("a model is needed: -m DIR or -m OWNER/NAME".to_owned());
         self.model.as_ref().ok_or_else(|| missing().into())
@@ -50,6 +64,9 @@ impl Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(run) = &args.checkpoints {
+        return checkpoints::run(args, run);
+    }
     match (args.tasks.wanted(), &args.text.bpb) {
         (true, None) => tasks::run(args),
         (false, Some(path)) => text::run(args, path),

@@ -69,10 +69,12 @@ impl Reader<'_> {
     }
 
     fn number(&mut self) -> Result<Value, String> {
-        let end = self.rest.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-')));
+        let end =
+            self.rest.find(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '+' | '-')));
         let (word, rest) = self.rest.split_at(end.unwrap_or(self.rest.len()));
         let digits = word.trim_start_matches(['-', '+']);
-        let padded = digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
+        let padded =
+            digits.len() > 1 && digits.starts_with('0') && digits.bytes().all(|b| b.is_ascii_digit());
         if padded && digits.bytes().any(|b| b != b'0') {
             return Err(self.wrong("a number with leading zeros"));
         }
@@ -208,7 +210,9 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_literal() {
-        for text in ["", "[1", "'a", "'a\nb'", "x", "1 2", "[1 2]", "{1: 2}", "007", "'\\ud800'", "-", "{'a' 1}"] {
+        for text in
+            ["", "[1", "'a", "'a\nb'", "x", "1 2", "[1 2]", "{1: 2}", "007", "'\\ud800'", "-", "{'a' 1}"]
+        {
             assert!(literal_eval(text).is_err(), "{text}");
         }
         assert!(literal_eval(&"[".repeat(100_000)).is_err());

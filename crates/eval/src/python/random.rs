@@ -144,7 +144,9 @@ mod tests {
         assert_eq!(r.random(), 0.824381668541078);
         let drawn: Vec<usize> = (0..6).map(|_| r.choice(50)).collect();
         assert_eq!(drawn, [3, 15, 42, 13, 32, 10]);
-        (0..2000).for_each(|_| { r.random(); });
+        (0..2000).for_each(|_| {
+            r.random();
+        });
         assert_eq!(r.random(), 0.40189765346970663);
         let mut r = Random::new(0);
         assert_eq!(r.random(), 0.8444218515250481);

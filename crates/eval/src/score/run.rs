@@ -141,7 +141,8 @@ impl<'m> Scorer<'m> {
     fn start(&mut self, tree: &Tree) {
         let mut tokens: usize = self.parts.iter().map(|p| tree.nodes[p.node].end - p.at).sum();
         while tokens < self.slots.batch_tokens && self.parts.len() < self.slots.len() {
-            let fits = |id: &usize| self.inherits(&tree.nodes[*id]) + self.free.len() > tree.nodes[*id].height;
+            let fits =
+                |id: &usize| self.inherits(&tree.nodes[*id]) + self.free.len() > tree.nodes[*id].height;
             let Some(place) = self.ready.iter().rposition(fits) else { break };
             let id = self.ready.remove(place);
             let node = &tree.nodes[id];

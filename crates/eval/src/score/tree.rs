@@ -80,7 +80,14 @@ impl Builder<'_, '_> {
 
     /// Adds nodes for sorted items whose first `known` tokens are equal and of which the first `start` are in
     /// `parent`. Returns the height of the highest.
-    fn build(&mut self, order: &[usize], parent: Option<usize>, start: usize, known: usize, levels: usize) -> usize {
+    fn build(
+        &mut self,
+        order: &[usize],
+        parent: Option<usize>,
+        start: usize,
+        known: usize,
+        levels: usize,
+    ) -> usize {
         let [first, .., last] = *order else {
             if let [only] = *order {
                 self.leaf(&[only], parent, start);
@@ -108,7 +115,14 @@ impl Builder<'_, '_> {
     }
 
     /// Builds each group of items that go on with the same token after the first `common`.
-    fn split(&mut self, order: &[usize], parent: Option<usize>, start: usize, common: usize, levels: usize) -> usize {
+    fn split(
+        &mut self,
+        order: &[usize],
+        parent: Option<usize>,
+        start: usize,
+        common: usize,
+        levels: usize,
+    ) -> usize {
         let mut rest = order;
         let mut highest = 0;
         while let Some(first) = rest.first() {
@@ -154,7 +168,12 @@ mod tests {
 
     #[test]
     fn what_is_common_stands_once_and_what_is_scored_stands_where_it_is_seen() {
-        let items = [item(40, &[50, 51, 52], 3), item(40, &[50, 61, 9], 2), item(40, &[50], 1), item(40, &[50, 7, 7], 1)];
+        let items = [
+            item(40, &[50, 51, 52], 3),
+            item(40, &[50, 61, 9], 2),
+            item(40, &[50], 1),
+            item(40, &[50, 7, 7], 1),
+        ];
         let tree = Tree::new(&items, Some(4));
         // 41 tokens are common to those that go on; the third one ends with the 40th.
         let parts: Vec<_> = tree.nodes.iter().map(|n| (n.parent, n.start, n.end, n.height)).collect();
@@ -172,10 +191,13 @@ mod tests {
         let items = [item(10, &[50, 1], 1), item(10, &[51, 1], 1)];
         assert_eq!(Tree::new(&items, Some(4)).tokens(), 22);
         let chain: Vec<Item> = (1..8).map(|i| item(20 * i, &[90, 91 + i], 1)).collect();
-        let heights: Vec<usize> = [1, 2, 4].iter().map(|l| {
-            let tree = Tree::new(&chain, Some(*l));
-            tree.nodes.iter().map(|n| n.height).max().unwrap()
-        }).collect();
+        let heights: Vec<usize> = [1, 2, 4]
+            .iter()
+            .map(|l| {
+                let tree = Tree::new(&chain, Some(*l));
+                tree.nodes.iter().map(|n| n.height).max().unwrap()
+            })
+            .collect();
         assert_eq!(heights, [1, 2, 4]);
     }
 }

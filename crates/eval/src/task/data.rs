@@ -146,24 +146,26 @@ impl DataSource<'_> {
         {
             return Ok(found);
         }
-        let none = |folder: PathBuf, expected: String| TaskError::NoFiles {
-            task: task.clone(),
+        let short = dataset.rsplit('/').next().unwrap_or(dataset);
+        let inner = wanted.config.map_or_else(|| "[data/]".to_owned(), |c| format!("[{c}/]"));
+        let (folder, expected) = match &self.folder {
+            Some(folder) => {
+                (folder.display().to_string(), format!("{short}/{inner}{split}*.parquet or .jsonl below it"))
+            }
+            None => ("no folder".to_owned(), "--data DIR".to_owned()),
+        };
+        let none = |expected| TaskError::NoFiles {
+            task,
             split: split.to_owned(),
             dataset: wanted.config.map_or(dataset.to_owned(), |c| format!("{dataset} ({c})")),
             folder,
             expected,
         };
-        match (&self.folder, self.fetch) {
-            (_, Some(fetch)) => {
-                fetch(&wanted).map_err(|reason| none(PathBuf::from("the hub"), format!("a download: {reason}")))
+        match self.fetch {
+            Some(fetch) => {
+                fetch(&wanted).map_err(|reason| none(format!("{expected}; and from the hub: {reason}")))
             }
-            (Some(folder), None) => {
-                let name = dataset.rsplit('/').next().unwrap_or(dataset);
-                let inner = wanted.config.map_or_else(|| "[data/]".to_owned(), |c| format!("[{c}/]"));
-                let expected = format!("{name}/{inner}{split}*.parquet or .jsonl below it");
-                Err(none(folder.clone(), expected))
-            }
-            (None, None) => Err(none(PathBuf::from("no folder"), "--data DIR".to_owned())),
+            None => Err(none(expected)),
         }
     }
 }

@@ -41,7 +41,7 @@ pub enum TaskError {
         /// Path and name of the data set.
         dataset: String,
         /// Where it was looked for.
-        folder: PathBuf,
+        folder: String,
         /// What would be found.
         expected: String,
     },
@@ -78,7 +78,9 @@ pub enum TaskError {
         reason: String,
     },
     /// More shots are asked for than there are documents.
-    #[error("task {task}: {wanted} documents are needed for the shots and {split} has {there}; use a smaller --num-fewshot")]
+    #[error(
+        "task {task}: {wanted} documents are needed for the shots and {split} has {there}; use a smaller --num-fewshot"
+    )]
     Shots {
         /// The task.
         task: String,

@@ -12,20 +12,11 @@ use crate::python::{self, Doc, Random};
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Request {
     /// How likely a continuation is.
-    Loglikelihood {
-        context: String,
-        continuation: String,
-    },
+    Loglikelihood { context: String, continuation: String },
     /// How likely a whole text is.
-    Rolling {
-        text: String,
-    },
+    Rolling { text: String },
     /// What comes next.
-    Generate {
-        context: String,
-        until: Vec<String>,
-        max_tokens: usize,
-    },
+    Generate { context: String, until: Vec<String>, max_tokens: usize },
 }
 
 /// A document with its requests and what is right.
@@ -77,7 +68,8 @@ impl Task {
         let mut size = (0, 0);
         let (requests, gold) = match self.config.output_type {
             OutputType::MultipleChoice => {
-                let gold = if self.multiple_inputs { self.text_of(&self.rows, index)? } else { target.clone() };
+                let gold =
+                    if self.multiple_inputs { self.text_of(&self.rows, index)? } else { target.clone() };
                 let gold = gold_choices(&gold, &choices).map_err(|e| fail("doc_to_target", e))?;
                 let pair = |context: &String, end: &str| Request::Loglikelihood {
                     context: context.clone(),
@@ -138,7 +130,9 @@ impl Task {
         let doc = self.doc(index);
         let mut prompt = match doc.get(&self.config.description) {
             Some(value) => python::str(value),
-            None => self.templates.render(&self.config.description, doc).map_err(|e| fail("description", e))?,
+            None => {
+                self.templates.render(&self.config.description, doc).map_err(|e| fail("description", e))?
+            }
         };
         for shot in self.choose_shots(index, random)? {
             self.write_shot(shot, &mut prompt)?;
@@ -205,14 +199,15 @@ impl Task {
         };
         let at = |value: &Value| whole(value).and_then(|i| choices.get(i));
         let (question, answer) = if self.multiple_inputs {
-            let chosen = at(&question).ok_or_else(|| fail("doc_to_text", format!("there is no choice {question}")))?;
+            let chosen =
+                at(&question).ok_or_else(|| fail("doc_to_text", format!("there is no choice {question}")))?;
             (chosen.clone(), python::str(&answer))
         } else {
             let question = text(&question).map_err(|e| fail("doc_to_text", e))?.to_owned();
             let answer = match &answer {
-                Value::Number(_) | Value::Bool(_) if !choices.is_empty() => {
-                    at(&answer).ok_or_else(|| fail("doc_to_target", format!("there is no choice {answer}")))?.clone()
-                }
+                Value::Number(_) | Value::Bool(_) if !choices.is_empty() => at(&answer)
+                    .ok_or_else(|| fail("doc_to_target", format!("there is no choice {answer}")))?
+                    .clone(),
                 Value::Array(many) => many.first().map(python::str).unwrap_or_default(),
                 Value::Null => String::new(),
                 other => text(other).map_err(|e| fail("doc_to_target", e))?.to_owned(),

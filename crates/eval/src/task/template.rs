@@ -86,7 +86,11 @@ fn json(value: &Value) -> Result<Json, Error> {
         ValueKind::Bool => Json::Bool(value.is_true()),
         ValueKind::Number => match i64::try_from(value.clone()) {
             Ok(whole) if value.is_integer() => whole.into(),
-            _ => f64::try_from(value.clone()).ok().and_then(serde_json::Number::from_f64).ok_or_else(wrong)?.into(),
+            _ => f64::try_from(value.clone())
+                .ok()
+                .and_then(serde_json::Number::from_f64)
+                .ok_or_else(wrong)?
+                .into(),
         },
         ValueKind::String => value.as_str().ok_or_else(wrong)?.into(),
         ValueKind::Seq | ValueKind::Iterable => {
@@ -154,7 +158,8 @@ fn method(state: &mut State<'_, '_>, value: &Value, name: &str, args: &[Value]) 
     } else if value.kind() == ValueKind::Seq && name == "index" {
         let (wanted,): (&Value,) = from_args(args)?;
         let place = value.try_iter()?.position(|item| &item == wanted);
-        let missing = || Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in the list {value}"));
+        let missing =
+            || Error::new(ErrorKind::InvalidOperation, format!("{wanted} is not in the list {value}"));
         return place.map(Value::from).ok_or_else(missing);
     }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, name, args)

@@ -46,6 +46,11 @@ impl Store {
         Ok(Store { known, file: Some((path.to_owned(), file)) })
     }
 
+    /// Whether answers are kept.
+    pub(super) fn keeps(&self) -> bool {
+        self.file.is_some()
+    }
+
     /// How many answers are known.
     pub(super) fn len(&self) -> usize {
         self.known.len()

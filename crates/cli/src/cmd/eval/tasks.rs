@@ -6,10 +6,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use zamba::Zamba;
 use zamba::checkpoint::Checkpoint;
+use zamba::hub;
 use zamba::template::CivilTime;
 use zamba_data::fs::{Fs, RealFs};
 use zamba_eval::{
-    About, DataSource, Library, Outcome, Results, RunError, RunOptions, Suite, TaskOptions, sanitize,
+    About, DataSource, Figure, Library, Outcome, Results, RunError, RunOptions, Suite, TaskOptions, Wanted,
+    sanitize,
 };
 
 use super::Args;
@@ -19,6 +21,9 @@ use crate::error::Stop;
 use crate::progress::{Progress, Unit};
 use crate::text::{NO_TOKENIZER, Text, end_tokens};
 use crate::{interrupt, out};
+
+/// Seed of the choice of examples, as in lm-evaluation-harness.
+pub(crate) const DEFAULT_SEED: u64 = 1234;
 
 /// Benchmarks.
 #[derive(Debug, clap::Args)]
@@ -40,11 +45,11 @@ pub(crate) struct TaskArgs {
     #[arg(long, value_name = "N")]
     limit: Option<f64>,
     /// Seed of the choice of examples.
-    #[arg(long, value_name = "N", default_value_t = 1234)]
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_SEED)]
     fewshot_seed: u64,
     /// Folder for results_*.json; answers are kept there too, so that the same command goes on after a stop.
     #[arg(short = 'o', long, value_name = "DIR")]
-    out: Option<PathBuf>,
+    pub(super) out: Option<PathBuf>,
     /// Also write samples_TASK_*.jsonl with every question and answer.
     #[arg(long, requires = "out")]
     log_samples: bool,
@@ -63,17 +68,28 @@ impl TaskArgs {
     }
 
     /// The tasks with their documents.
-    fn open(&self) -> anyhow::Result<Suite> {
+    pub(super) fn open(&self, offline: bool) -> anyhow::Result<Suite> {
         if self.limit.is_some_and(|l| l.is_nan() || l <= 0.0) {
             return Err(Stop::Usage("--limit must be above 0".to_owned()).into());
         }
-        let library = Library::new(&self.include_path)?;
-        let selection = library.select(&self.tasks)?;
         let options =
             TaskOptions { num_fewshot: self.num_fewshot, limit: self.limit, seed: self.fewshot_seed };
-        let source = DataSource { folder: self.data.clone(), fetch: None };
-        Ok(Suite::open(selection, &source, &options)?)
+        open(&self.tasks, self.data.clone(), &self.include_path, &options, offline)
     }
+}
+
+/// Tasks with their documents.
+pub(crate) fn open(
+    names: &[String],
+    data: Option<PathBuf>,
+    include_path: &[PathBuf],
+    options: &TaskOptions,
+    offline: bool,
+) -> anyhow::Result<Suite> {
+    let selection = Library::new(include_path)?.select(names)?;
+    let fetch = |wanted: &Wanted<'_>| fetch(wanted, offline).map_err(|e| format!("{e:#}"));
+    let source = DataSource { folder: data, fetch: Some(&fetch) };
+    Ok(Suite::open(selection, &source, options)?)
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<()> {
@@ -81,23 +97,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let library = Library::new(&args.tasks.include_path)?;
         return library.names().into_iter().try_for_each(out::line);
     }
-    let suite = args.tasks.open()?;
+    let suite = args.tasks.open(args.offline())?;
     let folder = args.folder()?;
     let checkpoint = common::open(&folder, args.load)?;
     let text = Text::find(&folder, checkpoint.config.vocab_size)?.context(NO_TOKENIZER)?;
     let model = common::load(&checkpoint, &args.device, args.load)?;
     let name = args.named_model()?.name();
     let place = args.tasks.out.as_ref().map(|out| out.join(sanitize(&name)));
-    if let Some(place) = &place {
-        RealFs.create_dirs(place).with_context(|| format!("cannot make {}", place.display()))?;
-    }
-    let mut store = match &place {
-        Some(place) if !args.tasks.no_cache => {
-            let hash = store::model_hash(&folder, &args.device.isa_name()?)?;
-            Store::open(&place.join(format!("answers_{hash}.jsonl")))?
-        }
-        _ => Store::none(),
-    };
+    let mut store = open_store(args, place.as_deref(), &folder)?;
     let (date, started) = (now(), Instant::now());
     let outcome = evaluate(args, &suite, &model, &text, &mut store)?;
     let seconds = started.elapsed().as_secs_f64();
@@ -110,8 +117,37 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     if args.json { out::json(&results.document) } else { out::text(&results.table()) }
 }
 
+/// The files of a split, from the hub.
+fn fetch(wanted: &Wanted<'_>, offline: bool) -> anyhow::Result<Vec<PathBuf>> {
+    let choose = |files: &[&str]| wanted.choose(files).into_iter().map(str::to_owned).collect();
+    let found = common::from_hub(offline, |options, progress| {
+        hub::dataset(wanted.dataset, &choose, options, progress)
+    });
+    Ok(found?)
+}
+
+/// The answers of the model in `folder` that are kept in `place`, which is made.
+pub(super) fn open_store(args: &Args, place: Option<&Path>, folder: &Path) -> anyhow::Result<Store> {
+    let Some(place) = place else { return Ok(Store::none()) };
+    RealFs.create_dirs(place).with_context(|| format!("cannot make {}", place.display()))?;
+    if args.tasks.no_cache {
+        return Ok(Store::none());
+    }
+    let hash = store::model_hash(folder, &args.device.isa_name()?)?;
+    Store::open(&place.join(format!("answers_{hash}.jsonl")))
+}
+
+/// Runs tasks quietly and without keeping answers: in the middle of a training run.
+pub(crate) fn figures(suite: &Suite, model: &Zamba, text: &Text) -> anyhow::Result<Vec<Figure>> {
+    let options = RunOptions { ends: end_tokens(&model.config, Some(text)), ..RunOptions::default() };
+    let outcome = suite.run(model, &text.tokenizer, &options, &mut Store::none(), &mut |_| {
+        interrupt::check("the benchmarks were not finished").map_err(Failure::Stop)
+    });
+    Ok(outcome?.figures())
+}
+
 /// Runs the tasks with a progress bar.
-fn evaluate(
+pub(super) fn evaluate(
     args: &Args,
     suite: &Suite,
     model: &Zamba,
@@ -127,17 +163,15 @@ fn evaluate(
         out::note(&format!("{} answers are known from before", out::count(store.len() as u64)));
     }
     let mut bar: Option<Progress> = None;
-    let kept = if args.tasks.out.is_some() && !args.tasks.no_cache {
-        "the same command goes on from here"
-    } else {
-        "nothing was kept"
-    };
-    suite.run(model, &text.tokenizer, &options, store, &mut |progress| {
-        let bar = bar.get_or_insert_with(|| Progress::new("evaluating", progress.total, Unit::Items("tokens")));
-        bar.set(progress.done);
-        interrupt::check(kept).map_err(Failure::Stop)
-    })
-    .map_err(Failure::into)
+    let kept = if store.keeps() { "the same command goes on from here" } else { "nothing was kept" };
+    suite
+        .run(model, &text.tokenizer, &options, store, &mut |progress| {
+            let bar =
+                bar.get_or_insert_with(|| Progress::new("evaluating", progress.total, Unit::Items("tokens")));
+            bar.set(progress.done);
+            interrupt::check(kept).map_err(Failure::Stop)
+        })
+        .map_err(Failure::into)
 }
 
 /// Why a run ended early.
@@ -221,6 +255,7 @@ fn write(place: &Path, results: &Results, date: f64, samples: bool) -> anyhow::R
             put(format!("samples_{task}_{id}.jsonl"), text.as_bytes())?;
         }
     }
-    let document = serde_json::to_vec_pretty(&results.document).context("cannot write the results as JSON")?;
+    let document =
+        serde_json::to_vec_pretty(&results.document).context("cannot write the results as JSON")?;
     put(format!("results_{id}.json"), &document)
 }

@@ -33,7 +33,7 @@ pub(crate) struct TextArgs {
 }
 
 /// Longest sequence unless the user asks for more: attention takes time that grows with its square.
-const MAX_CONTEXT: usize = 32_768;
+pub(super) const MAX_CONTEXT: usize = 32_768;
 
 #[derive(Debug, Serialize)]
 struct Report {
