@@ -23,7 +23,7 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE
 import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import sanitize_list
+from lm_eval.utils import handle_non_serializable
 
 import eval_items
 
@@ -33,6 +33,9 @@ LOGLIKELIHOOD = 1e-4
 ROLLING = 2e-6
 # Metrics that are no counts, as a fraction of themselves: a perplexity moves with its log-likelihoods.
 SMOOTH = {"perplexity": 1e-4, "word_perplexity": 1e-4, "byte_perplexity": 1e-4, "bits_per_byte": 1e-5}
+
+# Of what lm-eval says, what is compared.
+KEYS = ["results", "samples", "group_subtasks", "higher_is_better", "n-shot", "versions", "n-samples"]
 
 FAILURES = []
 
@@ -64,10 +67,20 @@ def definition(task, files, folder):
         yaml.safe_dump(body, f)
 
 
-def theirs(model, tasks, folder, shots, batch):
-    return lm_eval.simple_evaluate(
+def theirs(model, tasks, folder, shots, batch, kept=None):
+    """What lm-eval says; taken from the file `kept` if that is there, and else put there."""
+    if kept and os.path.exists(kept):
+        with open(kept) as f:
+            return json.load(f)
+    said = lm_eval.simple_evaluate(
         model="hf", model_args=dict(pretrained=model, dtype="float32"), tasks=tasks, num_fewshot=shots,
         batch_size=batch, device="cpu", task_manager=TaskManager(include_path=folder), log_samples=True)
+    text = json.dumps({key: said[key] for key in KEYS if key in said}, default=handle_non_serializable)
+    if kept:
+        with open(kept + ".tmp", "w") as f:
+            f.write(text)
+        os.rename(kept + ".tmp", kept)
+    return json.loads(text)
 
 
 def ours(binary, model, tasks, data, shots, out):
@@ -94,7 +107,7 @@ def compare_sample(where, mine, other):
         check(f"{where} {key}", mine[key], other[key])
     check(f"{where} target", mine["target"], str(other["target"]))
     for key in ["resps", "filtered_resps"]:
-        compare_responses(f"{where} {key}", mine[key], json.loads(json.dumps(sanitize_list(other[key]))))
+        compare_responses(f"{where} {key}", mine[key], as_text(other[key]))
     for metric in other["metrics"]:
         value = json.loads(json.dumps(other[metric]))
         if isinstance(value, list) or metric in SMOOTH:
@@ -102,6 +115,11 @@ def compare_sample(where, mine, other):
             check_near(f"{where} {metric}", first(mine[metric]), first(value), LOGLIKELIHOOD + ROLLING * abs(first(value)))
         else:
             check(f"{where} {metric}", mine[metric], value)
+
+
+def as_text(value):
+    """As lm-eval writes responses: whatever is in a list as text of Python."""
+    return [as_text(v) for v in value] if isinstance(value, list) else str(value)
 
 
 def is_score(value):
@@ -173,7 +191,7 @@ def main():
     sys.stdout.reconfigure(line_buffering=True)
     parser = argparse.ArgumentParser()
     parser.add_argument("--zamba", required=True)
-    parser.add_argument("--keep", help="use this folder and leave it")
+    parser.add_argument("--keep", help="use this folder and leave it; what lm-eval said is kept there and used again")
     parser.add_argument("--only", type=int, help="number of the one comparison to make")
     parser.add_argument("--subjects", type=int, default=57, help="subjects of MMLU")
     args = parser.parse_args()
@@ -188,15 +206,18 @@ def main():
 
     plain = [task[0] for task in eval_items.TASKS]
     scored = [name for name in plain if name != "gsm8k"]
+    kept = lambda number: os.path.join(args.keep, f"lm-eval-{number}.json") if args.keep else None
     if args.only in (None, 0):
-        first = theirs(model, ["gsm8k"], folder, None, 10)
+        first = theirs(model, ["gsm8k"], folder, None, 10, kept("gsm8k"))
         task = next(t for t in eval_items.TASKS if t[0] == "gsm8k")
         files = settle_answers(task, data, rows["gsm8k"], first["samples"]["gsm8k"])
         definition(task, files, folder)
     runs = [
         (["gsm8k"], None, 10),
-        (scored, None, 16),
-        ([name for name in scored if name not in ("wikitext", "race")], 2, 16),
+        (scored[:6], None, 16),
+        (scored[6:], None, 16),
+        (scored[:6], 2, 16),
+        ([name for name in scored[6:] if name not in ("wikitext", "race")], 2, 16),
         (["mmlu"] if args.subjects == 57 else [t[0] for t in mmlu], 5, 16),
     ]
     for number, (tasks, shots, batch) in enumerate(runs):
@@ -204,7 +225,7 @@ def main():
             continue
         print(f"  {', '.join(tasks)}, shots {'as they are' if shots is None else shots}")
         results, samples = ours(args.zamba, model, tasks, data, shots, os.path.join(scratch, f"out{number}"))
-        compare(results, samples, theirs(model, tasks, folder, shots, batch))
+        compare(results, samples, theirs(model, tasks, folder, shots, batch, kept(number)))
     for failure in FAILURES[:40]:
         print(f"  {failure}")
     if FAILURES:

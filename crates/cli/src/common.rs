@@ -87,11 +87,6 @@ impl ModelArgs {
         ModelArgs { model, offline }
     }
 
-    /// Whether the network must not be used.
-    pub(crate) fn offline(&self) -> bool {
-        self.offline
-    }
-
     /// The model as it was named.
     pub(crate) fn name(&self) -> String {
         self.model.display().to_string()

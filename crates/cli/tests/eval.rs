@@ -96,7 +96,7 @@ fn answers_are_kept_and_do_not_depend_on_what_is_shared() {
 fn wrong_data_and_names_are_errors_that_say_where() {
     let bench = prepared();
     let good = fs::read_to_string(bench.path("data/piqa/validation.jsonl")).unwrap();
-    let mut check = |text: &str, words: &[&str]| {
+    let check = |text: &str, words: &[&str]| {
         bench.write("data/piqa/validation.jsonl", text);
         let run = bench.run(eval(&[]));
         let line = run.fails(1);

@@ -38,8 +38,12 @@ pub(crate) struct Args {
     /// Print one JSON document.
     #[arg(long)]
     json: bool,
-    #[command(flatten)]
-    model: Option<ModelArgs>,
+    /// A folder as Hugging Face transformers writes it, or the id of a model on the hub.
+    #[arg(short = 'm', long, value_name = "DIR|OWNER/NAME", env = "ZAMBA_MODEL", help_heading = "Model")]
+    model: Option<PathBuf>,
+    /// Never use the network: what has an id of the hub must be in the local cache.
+    #[arg(long, help_heading = "Model")]
+    offline: bool,
     #[command(flatten)]
     load: LoadArgs,
     #[command(flatten)]
@@ -52,14 +56,10 @@ impl Args {
         self.named_model()?.folder()
     }
 
-    /// Whether the network must not be used.
-    fn offline(&self) -> bool {
-        self.model.as_ref().is_some_and(ModelArgs::offline)
-    }
-
-    fn named_model(&self) -> anyhow::Result<&ModelArgs> {
+    fn named_model(&self) -> anyhow::Result<ModelArgs> {
         let missing = || Stop::Usage("a model is needed: -m DIR or -m OWNER/NAME".to_owned());
-        self.model.as_ref().ok_or_else(|| missing().into())
+        let model = self.model.clone().ok_or_else(missing)?;
+        Ok(ModelArgs::new(model, self.offline))
     }
 }
 

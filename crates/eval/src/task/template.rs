@@ -45,12 +45,14 @@ impl Templates {
         let inner = template.trim().strip_prefix("{{").and_then(|t| t.strip_suffix("}}"));
         if let Some(expression) = inner.filter(|t| !t.contains("{{") && !t.contains("}}")) {
             let expression = self.environment.compile_expression(expression).map_err(|e| explain(&e))?;
-            let value = expression.eval(context(doc)).map_err(|e| match e.kind() {
+            let failed = |e: Error| match e.kind() {
                 ErrorKind::UndefinedError => missing(expression.undeclared_variables(true), doc),
                 _ => explain(&e),
-            })?;
+            };
+            let value = expression.eval(context(doc)).map_err(failed)?;
             if value.kind() != ValueKind::String {
-                return json(&value).map_err(|e| explain(&e));
+                // A list may hold what is missing.
+                return json(&value).map_err(failed);
             }
         }
         python::literal_eval(&self.render(template, doc)?)
@@ -241,6 +243,8 @@ mod tests {
         let (templates, doc) = (Templates::new(), doc());
         let error = templates.render("Q: {{question}}", &doc).unwrap_err();
         assert!(error.contains("`question`"), "{error}");
+        let error = templates.evaluate("{{[text, sol2]}}", &doc).unwrap_err();
+        assert!(error.contains("`sol2`"), "{error}");
         let error = templates.render("{{choices.label.index('E')}}", &doc).unwrap_err();
         assert!(error.contains('E') && error.contains("not in the list"), "{error}");
     }

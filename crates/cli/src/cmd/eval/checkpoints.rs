@@ -35,7 +35,7 @@ pub(super) fn run(args: &Args, root: &Path) -> anyhow::Result<()> {
     if checkpoints.is_empty() {
         bail!("{} has no checkpoints; name the --out of a `zamba train`", root.display());
     }
-    let suite = args.tasks.wanted().then(|| args.tasks.open(args.offline())).transpose()?;
+    let suite = args.tasks.wanted().then(|| args.tasks.open(args.offline)).transpose()?;
     let place = args.tasks.out.clone().unwrap_or_else(|| root.join("dynamics"));
     RealFs.create_dirs(&place).with_context(|| format!("cannot make {}", place.display()))?;
     let mut points = vec![];

@@ -97,7 +97,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         let library = Library::new(&args.tasks.include_path)?;
         return library.names().into_iter().try_for_each(out::line);
     }
-    let suite = args.tasks.open(args.offline())?;
+    let suite = args.tasks.open(args.offline)?;
     let folder = args.folder()?;
     let checkpoint = common::open(&folder, args.load)?;
     let text = Text::find(&folder, checkpoint.config.vocab_size)?.context(NO_TOKENIZER)?;
