@@ -18,7 +18,7 @@ fn run_python(python: &Path, script: &str, args: &[&OsStr]) -> Result {
 }
 
 /// `cargo xtask peers`: the committed golden files are what `transformers` computes; the model agrees with larger models that
-/// are computed now; checkpoints go both ways without loss.
+/// are computed now; checkpoints go both ways without loss; benchmarks are scored as lm-evaluation-harness scores them.
 pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> Result {
     let python = python_with_packages(steps, python)?;
     compare(steps, &python)?;
@@ -47,6 +47,9 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
             "roundtrip.py",
             &["--zamba".as_ref(), binary.as_ref(), "--golden".as_ref(), GOLDEN.as_ref()],
         )
+    })?;
+    steps.step("benchmarks as lm-evaluation-harness scores them", || {
+        run_python(&python, "eval.py", &["--zamba".as_ref(), binary.as_ref()])
     })?;
     data(steps, &python)
 }

@@ -87,6 +87,11 @@ impl ModelArgs {
         ModelArgs { model, offline }
     }
 
+    /// The model as it was named.
+    pub(crate) fn name(&self) -> String {
+        self.model.display().to_string()
+    }
+
     /// The folder of the model; one that is named by its hub id is downloaded first.
     pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
         if self.model.exists() {
@@ -285,12 +290,20 @@ pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
 fn download(name: &Path, offline: bool) -> anyhow::Result<PathBuf> {
     let unknown = || format!("there is no folder {}", name.display());
     let name = name.to_str().with_context(unknown)?;
+    from_hub(offline, |options, progress| hub::resolve(name, options, progress)).map_err(anyhow::Error::from)
+}
+
+/// Asks the hub for something, with a progress bar.
+pub(crate) fn from_hub<T>(
+    offline: bool,
+    ask: impl FnOnce(&HubOptions, &mut dyn FnMut(hub::Progress<'_>)) -> Result<T, hub::HubError>,
+) -> Result<T, hub::HubError> {
     let mut options = HubOptions::from_env(|variable| std::env::var(variable).ok());
     options.offline |= offline;
     let mut bar: Option<Progress> = None;
     // What has arrived is kept for the next time, so there is nothing to finish when the user has had enough.
     interrupt::leave_at_once(Some(error::FAILURE));
-    let folder = hub::resolve(name, &options, &mut |event| match event {
+    let found = ask(&options, &mut |event| match event {
         hub::Progress::Start { bytes, .. } => bar = Some(Progress::new("downloading", bytes, Unit::Bytes)),
         hub::Progress::Bytes { total_done, .. } => bar.iter_mut().for_each(|bar| bar.set(total_done)),
         hub::Progress::Retry { file, reason } => {
@@ -299,7 +312,7 @@ fn download(name: &Path, offline: bool) -> anyhow::Result<PathBuf> {
         hub::Progress::Cached { reason } => note(None, &format!("using the copy in the cache: {reason}")),
     });
     interrupt::leave_at_once(None);
-    folder.map_err(anyhow::Error::from)
+    found
 }
 
 fn note(bar: Option<&Progress>, words: &str) {

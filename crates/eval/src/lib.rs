@@ -1,16 +1,34 @@
-//! How good a model is: bits per byte of any text.
+//! How good a model is: bits per byte of any text, and the benchmarks that others publish figures of.
+//!
+//! Benchmarks ([`Library`], [`Suite`]) are scored as lm-evaluation-harness 0.4.13 scores them with its `hf` backend in f32:
+//! the same prompts, tokens, figures and files of results.
 //!
 //! Bits per byte can be compared between models with different tokenizers, which loss per token cannot: it is
 //! the size to which the model, driving an arithmetic coder, would compress the text.
 
 mod calibrate;
 mod divergence;
+mod encode;
+mod filter;
+mod generate;
+mod metric;
+mod python;
+mod results;
+mod score;
+mod suite;
+mod task;
 
 use thiserror::Error;
 use zamba::{Batch, State, Workspace, Zamba};
 
 pub use calibrate::calibrate;
 pub use divergence::{Divergence, divergence};
+pub use encode::EncodeError;
+pub use python::Doc;
+pub use results::{About, Figure, Outcome, Results, sanitize};
+pub use score::{Limits, Score};
+pub use suite::{Cache, Progress, RunError, RunOptions, Stored};
+pub use task::{DataSource, Library, Selection, Suite, TaskError, TaskOptions, Wanted};
 
 /// Tokens that go through the model at once. Results do not depend on it.
 const WINDOW: usize = 512;

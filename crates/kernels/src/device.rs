@@ -336,6 +336,13 @@ pub trait Device: Send + Sync {
     /// `y[y_at ..+ len] = x[x_at ..+ len]`, rounding to the type of `y`.
     fn copy(&self, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, len: usize);
 
+    /// `y[to ..+ len] = y[from ..+ len]`; the two parts do not overlap.
+    fn copy_within(&self, y: &mut Buf, to: usize, from: usize, len: usize) {
+        let mut host = vec![0.0; len];
+        self.download(&mut host, y, from);
+        self.upload(y, to, &host);
+    }
+
     /// `y = a + b`
     fn add(&self, y: &mut Buf, a: &Buf, b: &Buf);
 

@@ -474,6 +474,20 @@ pub fn newest(fs: &dyn Fs, root: &Path, tell: &mut dyn FnMut(String)) -> Result<
     Err(CkptError::NoneVerifies { path: root.to_owned(), found: steps.len() })
 }
 
+/// The checkpoints of a run with where each stands, oldest first. Their manifests are checked and their files
+/// are not; loading a model checks those.
+///
+/// # Errors
+/// If the folder or a manifest cannot be read, or a manifest is damaged.
+pub fn all(fs: &dyn Fs, root: &Path) -> Result<Vec<(PathBuf, Head)>> {
+    let (steps, _) = survey(fs, root)?;
+    let head = |step: &u64| {
+        let dir = step_dir(root, *step);
+        read_manifest(fs, &dir).map(|manifest| (dir, manifest.head))
+    };
+    steps.iter().rev().map(head).collect()
+}
+
 /// Finishes what a killed process may have left undone after its last rename: the name is made durable,
 /// `LATEST` points to it, and what should have been pruned is. `dir` was found by [`newest`].
 ///

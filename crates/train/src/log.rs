@@ -1,4 +1,4 @@
-//! What a run leaves to be looked at: `log.jsonl`, `eval.jsonl`, TensorBoard event files, `loss.svg`.
+//! What a run leaves to be looked at: `log.jsonl`, `eval.jsonl`, `tasks.jsonl`, TensorBoard event files, `loss.svg`.
 //!
 //! Nothing here may stop a run: a line that cannot be written is reported once to the caller and the next
 //! one is tried again. On resume both files are cut back to the resumed step, so that a step that was
@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 use tensorboard::EventFile;
+use zamba::Zamba;
 use zamba_data::fs::{Fs, FsWrite};
 
 /// A line of `log.jsonl`: one optimiser step.
@@ -60,6 +61,35 @@ pub struct EvalRecord {
     pub tokens: u64,
 }
 
+/// A figure of a benchmark, as whoever runs them gives it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskScore {
+    /// Task or group.
+    pub task: String,
+    /// What was measured, such as `acc`.
+    pub metric: String,
+    /// How answers were taken from responses; `none` where there is no choice.
+    pub filter: String,
+    /// The figure.
+    pub value: f64,
+    /// Its standard error, where it has one.
+    pub stderr: Option<f64>,
+}
+
+/// A line of `tasks.jsonl`: one figure of a benchmark after one step.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TaskRecord {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Phase of the last step.
+    pub phase: String,
+    /// Tokens trained on.
+    pub tokens: u64,
+    /// The figure.
+    #[serde(flatten)]
+    pub score: TaskScore,
+}
+
 fn null_is_nan<'de, D: Deserializer<'de>>(d: D) -> Result<f64, D::Error> {
     Ok(Option::<f64>::deserialize(d)?.unwrap_or(f64::NAN))
 }
@@ -70,6 +100,16 @@ pub trait Observer {
     fn step(&mut self, record: &StepRecord, total: u64);
     /// A held-out shard was scored.
     fn eval(&mut self, record: &EvalRecord);
+    /// Runs the benchmarks of the recipe, if it has any, and gives their figures. This crate knows no benchmarks;
+    /// whoever starts the run brings them.
+    ///
+    /// # Errors
+    /// In words. The run goes on.
+    fn tasks(&mut self, _model: &Zamba) -> Result<Vec<TaskScore>, String> {
+        Ok(vec![])
+    }
+    /// A figure of a benchmark was logged.
+    fn task(&mut self, _record: &TaskRecord) {}
     /// Something that a person should know.
     fn note(&mut self, text: &str);
 }
@@ -131,6 +171,7 @@ pub struct RunLog {
     dir: PathBuf,
     steps: Lines,
     evals: Lines,
+    tasks: Lines,
     events: Option<EventFile>,
     history: Vec<StepRecord>,
 }
@@ -144,8 +185,9 @@ impl RunLog {
         fs.create_dirs(dir)?;
         let (steps, history) = Lines::open(&*fs, &dir.join("log.jsonl"), |r: &StepRecord| r.step <= step)?;
         let (evals, _) = Lines::open(&*fs, &dir.join("eval.jsonl"), |r: &EvalRecord| r.step <= step)?;
+        let (tasks, _) = Lines::open(&*fs, &dir.join("tasks.jsonl"), |r: &TaskRecord| r.step <= step)?;
         let events = EventFile::create(&*fs, &dir.join("tensorboard"), now(), step)?;
-        Ok(RunLog { fs, dir: dir.to_owned(), steps, evals, events: Some(events), history })
+        Ok(RunLog { fs, dir: dir.to_owned(), steps, evals, tasks, events: Some(events), history })
     }
 
     /// Seconds that the logged steps took.
@@ -186,6 +228,20 @@ impl RunLog {
         self.evals.push(record).and(events)
     }
 
+    /// Logs a figure of a benchmark.
+    ///
+    /// # Errors
+    /// If a file cannot be written; the run may go on.
+    pub fn task(&mut self, record: &TaskRecord) -> io::Result<()> {
+        let TaskScore { task, metric, filter, value, .. } = &record.score;
+        let tag = match filter.as_str() {
+            "none" => format!("tasks/{task}/{metric}"),
+            filter => format!("tasks/{task}/{metric}/{filter}"),
+        };
+        let events = self.events(record.step, &[(&tag, *value)]);
+        self.tasks.push(record).and(events)
+    }
+
     fn events(&mut self, step: u64, scalars: &[(&str, f64)]) -> io::Result<()> {
         let Some(events) = &mut self.events else { return Ok(()) };
         let written = events.scalars(now(), step, scalars);
@@ -203,6 +259,7 @@ impl RunLog {
     pub fn flush(&mut self) -> io::Result<()> {
         self.steps.file.sync()?;
         self.evals.file.sync()?;
+        self.tasks.file.sync()?;
         if let Some(svg) = plot::loss_svg(&self.history) {
             self.fs.replace(&self.dir.join("loss.svg"), svg.as_bytes())?;
         }

@@ -178,14 +178,34 @@ pub struct Phase {
     pub replay: Option<ReplaySpec>,
 }
 
-/// Evaluation during the run: bits per byte on held-out shards.
+/// Evaluation during the run: bits per byte on held-out shards, and benchmarks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Eval {
     /// Steps between evaluations; there is always one at the end of a phase.
     pub every: u64,
     /// Held-out shards by name.
+    #[serde(default)]
     pub shards: BTreeMap<String, PathBuf>,
+    /// Benchmarks, for which the recipe must name a `tokenizer`.
+    pub tasks: Option<TaskEval>,
+}
+
+/// Benchmarks during the run; what `zamba eval` has as flags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskEval {
+    /// Tasks, groups and tags.
+    pub names: Vec<String>,
+    /// Folder of data sets.
+    pub data: PathBuf,
+    /// Folders with more task files.
+    #[serde(default)]
+    pub include_path: Vec<PathBuf>,
+    /// Solved examples before each question.
+    pub num_fewshot: Option<usize>,
+    /// Only the first questions of each task, or a share of them if below 1.
+    pub limit: Option<f64>,
 }
 
 /// A run.
@@ -354,10 +374,26 @@ impl Recipe {
             return Err(value("keep", "must be at least 2, so that one damaged checkpoint is not the end"));
         }
         self.check_optimiser()?;
-        if self.eval.as_ref().is_some_and(|e| e.every == 0 || e.shards.is_empty()) {
-            return Err(value("eval", "needs `every` of at least 1 and at least one shard"));
-        }
+        self.check_eval()?;
         self.check_phases()
+    }
+
+    fn check_eval(&self) -> Result<(), RecipeError> {
+        let Some(eval) = &self.eval else { return Ok(()) };
+        if eval.every == 0 || (eval.shards.is_empty() && eval.tasks.is_none()) {
+            return Err(value("eval", "needs `every` of at least 1 and at least one shard, or tasks"));
+        }
+        let Some(tasks) = &eval.tasks else { return Ok(()) };
+        if tasks.names.is_empty() {
+            return Err(value("eval.tasks.names", "must name at least one task"));
+        }
+        if tasks.limit.is_some_and(|limit| limit.is_nan() || limit <= 0.0) {
+            return Err(value("eval.tasks.limit", "must be above 0"));
+        }
+        if self.tokenizer.is_none() {
+            return Err(value("tokenizer", "must be named, or there is no text to run eval.tasks on"));
+        }
+        Ok(())
     }
 
     fn check_optimiser(&self) -> Result<(), RecipeError> {

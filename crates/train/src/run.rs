@@ -9,7 +9,7 @@ pub use setup::{DryRun, dry_run};
 
 use crate::ckpt::{self, CkptError};
 use crate::data::{DataError, EvalShards};
-use crate::log::{EvalRecord, Observer, RunLog, StepRecord};
+use crate::log::{EvalRecord, Observer, RunLog, StepRecord, TaskRecord};
 use crate::mfu;
 use crate::recipe::{Plan, Recipe, RecipeError, trajectory, trajectory_sha256};
 use crate::saver::{Outcome, Saver};
@@ -308,7 +308,30 @@ impl Run<'_> {
             }
             self.evals.push(record);
         }
+        self.run_tasks();
         Ok(())
+    }
+
+    /// The benchmarks of the recipe, by way of the observer.
+    fn run_tasks(&mut self) {
+        if self.recipe.eval.as_ref().is_none_or(|e| e.tasks.is_none()) {
+            return;
+        }
+        match self.observer.tasks(&self.model) {
+            Ok(scores) => {
+                let (step, tokens, phase) = (self.state.step, self.state.tokens, self.phase_of_last_step().1);
+                for score in scores {
+                    let record = TaskRecord { step, phase: phase.clone(), tokens, score };
+                    self.observer.task(&record);
+                    if let Err(e) = self.log.task(&record) {
+                        self.observer.note(&format!("cannot write the log: {e}"));
+                    }
+                }
+            }
+            // A stop is no trouble of the benchmarks.
+            Err(_) if self.stopped() => {}
+            Err(e) => self.observer.note(&format!("step {}: benchmarks were not run: {e}", self.state.step)),
+        }
     }
 
     /// Says and writes down what the phase was made of.

@@ -171,7 +171,7 @@ pub enum HubError {
         status: u16,
     },
     /// The repository lacks a file that every model has.
-    #[error("{model} has no {file} on the hub; it is not a safetensors model of transformers")]
+    #[error("{model} has no {file} on the hub; it is not laid out as models and benchmarks are published")]
     Incomplete {
         /// The model.
         model: String,
@@ -265,6 +265,90 @@ pub fn resolve(
         },
         Err(other) => Err(other),
     }
+}
+
+/// Files of the data set `owner/name` of the hub: those that `choose` picks from the paths of all its files, fetched
+/// as far as they are not in the cache. Where the main branch has none to pick, the hub's own conversion to Parquet is
+/// looked at.
+///
+/// # Errors
+/// As [`resolve`]; [`HubError::Incomplete`] if there is nothing to pick.
+pub fn dataset(
+    name: &str,
+    choose: &dyn Fn(&[&str]) -> Vec<String>,
+    options: &HubOptions,
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<PathBuf>, HubError> {
+    let main = ModelId::parse_dataset(name).ok_or_else(|| HubError::NotAModel { model: name.to_owned() })?;
+    let converted = ModelId { revision: "refs/convert/parquet".to_owned(), ..main.clone() };
+    let cache = Cache::of(&options.cache, &main);
+    let cached = [&main, &converted].into_iter().find_map(|id| {
+        let snapshot = cache.snapshot_of(&id.revision)?;
+        let files = below(&snapshot);
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        let chosen = choose(&files);
+        (!chosen.is_empty()).then(|| chosen.into_iter().map(|file| snapshot.join(file)).collect::<Vec<_>>())
+    });
+    // A benchmark does not change, so what was fetched once is not asked for again.
+    if let Some(files) = cached {
+        return Ok(files);
+    }
+    if options.offline {
+        return Err(HubError::NotCached { model: name.to_owned(), cache: options.cache.clone() });
+    }
+    let client = Client::new(options)?;
+    for id in [&main, &converted] {
+        let repository = match client.repository(id, client::QUESTIONS) {
+            // Not every data set is converted.
+            Err(HubError::NotFound { .. }) if id.revision == converted.revision => continue,
+            other => other?,
+        };
+        let files: Vec<&str> = repository.files.iter().map(String::as_str).collect();
+        let chosen = choose(&files);
+        if !chosen.is_empty() {
+            return fetch_files(&client, &cache, id, &repository.commit, &chosen, progress);
+        }
+    }
+    Err(HubError::Incomplete { model: name.to_owned(), file: "file of the wanted split".to_owned() })
+}
+
+fn fetch_files(
+    client: &Client<'_>,
+    cache: &Cache,
+    id: &ModelId,
+    commit: &str,
+    names: &[String],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Vec<PathBuf>, HubError> {
+    let snapshot = cache.create(commit)?;
+    let files: Vec<_> = names.iter().map(|name| client.file(id, commit, name)).collect::<Result<_, _>>()?;
+    progress(Progress::Start { files: files.len(), bytes: files.iter().map(|f| f.size).sum() });
+    let mut before = 0;
+    for file in &files {
+        client.download(cache, commit, file, before, progress)?;
+        before += file.size;
+    }
+    cache.set_ref(&id.revision, commit)?;
+    Ok(names.iter().map(|name| snapshot.join(name)).collect())
+}
+
+/// Paths of the files in a snapshot whose blobs are there, with `/` between the parts.
+fn below(snapshot: &Path) -> Vec<String> {
+    let mut files = vec![];
+    let mut open = vec![String::new()];
+    while let Some(folder) = open.pop() {
+        let Ok(entries) = std::fs::read_dir(snapshot.join(&folder)) else { continue };
+        for entry in entries.flatten() {
+            let Ok(name) = entry.file_name().into_string() else { continue };
+            let path = format!("{folder}{name}");
+            if entry.path().is_file() {
+                files.push(path);
+            } else if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                open.push(path + "/");
+            }
+        }
+    }
+    files
 }
 
 /// Small files that are fetched if the repository has them.

@@ -90,15 +90,19 @@ impl State {
         if to == from {
             return;
         }
-        let slots = self.slots();
+        let slots = self.lens.len();
+        let copy = |buf: &mut Buf, used: usize| {
+            let part = buf.len() / slots;
+            self.dev.copy_within(buf, to * part, from * part, used.min(part));
+        };
         for m in &mut self.mamba {
-            copy_part(&*self.dev, &mut m.window, slots, to, from, None);
-            copy_part(&*self.dev, &mut m.ssm, slots, to, from, None);
+            copy(&mut m.window, usize::MAX);
+            copy(&mut m.ssm, usize::MAX);
         }
         for s in &mut self.sites {
             let used = self.dev.cache_len(s.k.dtype(), self.lens[from], self.kv, self.p);
-            copy_part(&*self.dev, &mut s.k, slots, to, from, Some(used));
-            copy_part(&*self.dev, &mut s.v, slots, to, from, Some(used));
+            copy(&mut s.k, used);
+            copy(&mut s.v, used);
         }
         self.lens[to] = self.lens[from];
     }
@@ -120,13 +124,4 @@ impl State {
             self.lens[s.slot] = s.pos + s.len;
         }
     }
-}
-
-/// Copies one slot's part of `buf` (or its first `used` elements) over another's, by way of the host so
-/// that source and target may share an allocation.
-fn copy_part(dev: &dyn Device, buf: &mut Buf, slots: usize, to: usize, from: usize, used: Option<usize>) {
-    let part = buf.len() / slots;
-    let mut host = vec![0.0; used.unwrap_or(part)];
-    dev.download(&mut host, buf, from * part);
-    dev.upload(buf, to * part, &host);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use files::{plain, save, small_config};
 use sha2::{Digest, Sha256};
 use zamba::checkpoint::{Checkpoint, LoadError, LoadOptions, SaveOptions};
-use zamba::hub::{HubError, HubOptions, Progress, resolve};
+use zamba::hub::{HubError, HubOptions, Progress, dataset, resolve};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
@@ -115,7 +115,11 @@ fn hub(request: &Request, world: &mut World) -> Vec<u8> {
         world.failures -= 1;
         return reply(500, "", b"busy", method);
     }
-    if request.path.starts_with("/api/models/owner/name/revision/") {
+    if request.path.starts_with("/api/datasets/owner/name/revision/refs%2Fconvert") {
+        return reply(404, "", b"", method);
+    }
+    let asked = ["/api/models/owner/name/revision/", "/api/datasets/owner/name/revision/"];
+    if asked.iter().any(|path| request.path.starts_with(path)) {
         if let Some(status) = world.api_status {
             return reply(status, "", b"{\"error\":\"no\"}", method);
         }
@@ -125,8 +129,9 @@ fn hub(request: &Request, world: &mut World) -> Vec<u8> {
         return reply(200, "Content-Type: application/json\r\n", body.to_string().as_bytes(), method);
     }
     let prefix = format!("/owner/name/resolve/{}/", world.commit);
-    let name =
-        request.path.strip_prefix(&prefix).or_else(|| request.path.strip_prefix("/api/resolve-cache/"));
+    // Files of a data set lie below another path and are served alike.
+    let path = request.path.strip_prefix("/datasets").unwrap_or(&request.path);
+    let name = path.strip_prefix(&prefix).or_else(|| path.strip_prefix("/api/resolve-cache/"));
     let Some((name, bytes)) = name.and_then(|name| world.files.get_key_value(name)) else {
         return reply(404, "X-Error-Code: EntryNotFound\r\n", b"", method);
     };
@@ -140,7 +145,7 @@ fn hub(request: &Request, world: &mut World) -> Vec<u8> {
         let location = format!("Location: {}/store/{name}?signature=1\r\n", world.storage);
         return reply(302, &format!("{commit}{linked}{location}"), b"moved", method);
     }
-    if request.path.starts_with(&prefix) {
+    if path.starts_with(&prefix) {
         // Small files are served from another path of the hub itself.
         let location = format!("Location: /api/resolve-cache/{name}\r\n");
         return reply(307, &format!("{commit}{location}"), b"", method);
@@ -236,6 +241,32 @@ fn names(folder: &Path) -> Vec<String> {
         .collect();
     names.sort();
     names
+}
+
+#[test]
+fn chosen_files_of_a_data_set_are_fetched_once() {
+    let setting = Setting::plain();
+    setting.change(|world| {
+        world.files.insert("main/test-00000-of-00001.parquet".into(), b"rows".to_vec());
+        world.files.insert("main/train-00000-of-00001.parquet".into(), b"others".to_vec());
+    });
+    let choose = |wanted: &'static str| {
+        move |files: &[&str]| files.iter().filter(|f| f.contains(wanted)).map(|f| f.to_string()).collect()
+    };
+    let fetch = |wanted, options: &HubOptions| dataset("owner/name", &choose(wanted), options, &mut |_| {});
+    let offline = HubOptions { offline: true, ..setting.options.clone() };
+    assert!(matches!(fetch("main/test", &offline), Err(HubError::NotCached { .. })));
+    let files = fetch("main/test", &setting.options).unwrap();
+    assert_eq!(files.len(), 1);
+    assert!(files[0].ends_with("main/test-00000-of-00001.parquet"));
+    assert!(files[0].starts_with(setting.options.cache.join("datasets--owner--name")));
+    assert_eq!(fs::read(&files[0]).unwrap(), b"rows");
+    setting.requests();
+    assert_eq!(fetch("main/test", &setting.options).unwrap(), files);
+    assert_eq!(fetch("main/test", &offline).unwrap(), files);
+    assert!(setting.requests().is_empty(), "what is in the cache is not asked for");
+    assert_eq!(fs::read(&fetch("main/train", &setting.options).unwrap()[0]).unwrap(), b"others");
+    assert!(matches!(fetch("evil", &setting.options), Err(HubError::Incomplete { .. })));
 }
 
 #[test]

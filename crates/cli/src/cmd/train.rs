@@ -5,14 +5,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use zamba::Zamba;
 use zamba_data::fs::RealFs;
-use zamba_train::log::{EvalRecord, Observer, StepRecord};
+use zamba_eval::{Figure, Suite, TaskOptions};
+use zamba_train::log::{EvalRecord, Observer, StepRecord, TaskRecord, TaskScore};
 use zamba_train::run::DryRun;
 use zamba_train::{Job, Recipe, RecipeError, dry_run, train};
 
+use crate::cmd::eval;
+use crate::cmd::eval::tasks::DEFAULT_SEED;
 use crate::common::DeviceArgs;
 use crate::error::Stop;
 use crate::progress::{Progress, Unit};
+use crate::text::Text;
 use crate::{interrupt, out};
 
 /// Train a model from a recipe, through all its phases.
@@ -54,7 +59,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         let cost = dry_run(&recipe, &*fs)?;
         return if args.json { out::json(&cost) } else { out::table(&rows(&cost)) };
     };
-    let mut bar = Bar::new();
+    let mut bar = Bar { benchmarks: Benchmarks::of(&recipe)?, ..Bar::new() };
     let job = Job {
         recipe: &recipe,
         out,
@@ -118,15 +123,52 @@ fn rows(cost: &DryRun) -> Vec<(&'static str, String)> {
 /// Between two lines of progress where there is no terminal to draw a bar on.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// Shows the run on stderr.
+/// The benchmarks of a recipe, ready to run.
+struct Benchmarks {
+    suite: Suite,
+    text: Text,
+}
+
+impl Benchmarks {
+    /// Reads them before the run begins, so that what is wrong with them is said at once.
+    fn of(recipe: &Recipe) -> anyhow::Result<Option<Self>> {
+        let Some(tasks) = recipe.eval.as_ref().and_then(|e| e.tasks.as_ref()) else { return Ok(None) };
+        let options = TaskOptions { num_fewshot: tasks.num_fewshot, limit: tasks.limit, seed: DEFAULT_SEED };
+        let include: Vec<PathBuf> = tasks.include_path.iter().map(|p| recipe.resolve(p)).collect();
+        let suite =
+            eval::tasks::open(&tasks.names, Some(recipe.resolve(&tasks.data)), &include, &options, false)
+                .context("recipe key `eval.tasks`")?;
+        let vocab = recipe.model_config(&RealFs)?.vocab_size;
+        let folder = recipe.tokenizer.as_ref().map(|path| recipe.resolve(path));
+        let folder = folder.as_deref().and_then(Path::parent).unwrap_or(Path::new("."));
+        let text =
+            Text::find(folder, vocab)?.context("recipe key `tokenizer`: eval.tasks need a tokenizer.json")?;
+        Ok(Some(Benchmarks { suite, text }))
+    }
+
+    fn run(&self, model: &Zamba) -> anyhow::Result<Vec<TaskScore>> {
+        let figures = eval::tasks::figures(&self.suite, model, &self.text)?;
+        let score = |f: Figure| TaskScore {
+            task: f.task,
+            metric: f.metric,
+            filter: f.filter,
+            value: f.value,
+            stderr: f.error,
+        };
+        Ok(figures.into_iter().map(score).collect())
+    }
+}
+
+/// Shows the run on stderr, and runs its benchmarks.
 struct Bar {
     bar: Option<Progress>,
     spoken: Instant,
+    benchmarks: Option<Benchmarks>,
 }
 
 impl Bar {
     fn new() -> Self {
-        Bar { bar: None, spoken: Instant::now() }
+        Bar { bar: None, spoken: Instant::now(), benchmarks: None }
     }
 }
 
@@ -154,6 +196,19 @@ impl Observer for Bar {
             "step {}: {} {:.4} bits per byte",
             record.step, record.shard, record.bits_per_byte
         ));
+    }
+
+    fn tasks(&mut self, model: &Zamba) -> Result<Vec<TaskScore>, String> {
+        match &self.benchmarks {
+            Some(benchmarks) => benchmarks.run(model).map_err(|e| format!("{e:#}")),
+            None => Ok(vec![]),
+        }
+    }
+
+    fn task(&mut self, record: &TaskRecord) {
+        let TaskScore { task, metric, value, stderr, .. } = &record.score;
+        let error = stderr.map(|e| format!(" ± {e:.4}")).unwrap_or_default();
+        self.note(&format!("step {}: {task} {metric} {value:.4}{error}", record.step));
     }
 
     fn note(&mut self, text: &str) {

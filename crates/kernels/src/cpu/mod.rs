@@ -167,6 +167,11 @@ impl Device for Cpu {
         rows::copy(self, y, y_at, x, x_at, len);
     }
 
+    fn copy_within(&self, y: &mut Buf, to: usize, from: usize, len: usize) {
+        let size = y.dtype().size();
+        y.bytes_mut().copy_within(from * size..(from + len) * size, to * size);
+    }
+
     fn add(&self, y: &mut Buf, a: &Buf, b: &Buf) {
         rows::add(self, y, a, Some(b));
     }

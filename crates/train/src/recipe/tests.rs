@@ -133,3 +133,24 @@ fn published_type_follows_compute_unless_stated() {
     assert_eq!(dtype(&["compute=bf16"]), "bfloat16");
     assert_eq!(dtype(&["compute=bf16", "publish=f32"]), "float32");
 }
+
+#[test]
+fn benchmarks_need_names_and_a_tokenizer() {
+    let eval = |more: &str| format!("{}\n[eval]\nevery = 5\n{more}\n", GOOD);
+    let tasks = "tasks = { names = [\"piqa\"], data = \"b\", limit = 0.5 }";
+    let error = parse(&eval(tasks), &[]).unwrap_err().to_string();
+    assert!(error.contains("`tokenizer`"), "{error}");
+    let recipe = parse(&eval(tasks), &["tokenizer=tok/tokenizer.json"]).unwrap();
+    let eval_of = recipe.eval.as_ref().unwrap();
+    assert_eq!((eval_of.every, eval_of.shards.len()), (5, 0));
+    assert_eq!(eval_of.tasks.as_ref().unwrap().limit, Some(0.5));
+    for (more, key) in [
+        ("", "eval"),
+        ("tasks = { names = [], data = \"b\" }", "eval.tasks.names"),
+        ("tasks = { names = [\"a\"], data = \"b\", limit = 0 }", "limit"),
+        ("tasks = { names = [\"a\"], data = \"b\", shots = 1 }", "shots"),
+    ] {
+        let error = parse(&eval(more), &["tokenizer=tok/tokenizer.json"]).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+}

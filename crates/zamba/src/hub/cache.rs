@@ -25,7 +25,7 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(io::Error) -> HubError {
 
 impl Cache {
     pub(super) fn of(root: &Path, id: &ModelId) -> Self {
-        let name = format!("models--{}--{}", id.owner, id.repository);
+        let name = format!("{}--{}--{}", id.kind.plural(), id.owner, id.repository);
         Cache { repository: root.join(&name), locks: root.join(".locks").join(name) }
     }
 
@@ -73,12 +73,18 @@ impl Cache {
     /// Puts the blob `tag` into the snapshot under `name`.
     pub(super) fn link(&self, commit: &str, name: &str, tag: &str) -> Result<(), HubError> {
         let path = self.snapshot(commit).join(name);
-        match symlink(format!("../../blobs/{tag}"), &path) {
+        // A name may have folders in it, and then the blobs are farther up.
+        let up = "../".repeat(name.matches('/').count());
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).map_err(failed(folder))?;
+        }
+        let target = format!("{up}../../blobs/{tag}");
+        match symlink(&target, &path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_file() => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 // A link whose blob was deleted.
                 fs::remove_file(&path).map_err(failed(&path))?;
-                symlink(format!("../../blobs/{tag}"), &path).map_err(failed(&path))
+                symlink(&target, &path).map_err(failed(&path))
             }
             other => other.map_err(failed(&path)),
         }

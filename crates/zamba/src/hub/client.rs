@@ -12,7 +12,7 @@ use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::{Agent, Body};
 
 use super::cache::{Cache, failed};
-use super::id::{ModelId, is_commit, is_plain};
+use super::id::{ModelId, is_commit, is_plain, is_plain_path};
 use super::{HubError, HubOptions, Progress};
 use crate::checkpoint::manifest::hex;
 
@@ -102,7 +102,8 @@ impl<'a> Client<'a> {
     /// The commit and files of a revision, asked for at most `attempts` times.
     pub(super) fn repository(&self, id: &ModelId, attempts: u32) -> Result<Repository, HubError> {
         let revision = id.revision.replace('/', "%2F");
-        let address = format!("{}/api/models/{}/revision/{revision}", self.options.endpoint, id.name());
+        let address =
+            format!("{}/api/{}/{}/revision/{revision}", self.options.endpoint, id.kind.plural(), id.name());
         let what = format!("{} at {}", id.name(), id.revision);
         let wrong = |reason: String| HubError::Protocol { what: what.clone(), reason };
         let bytes = self.persist(&what, attempts, &mut || {
@@ -119,12 +120,12 @@ impl<'a> Client<'a> {
         }
         let files = answer.siblings.into_iter().map(|sibling| sibling.rfilename);
         // Other names are of no use here, and some could lead out of the folder.
-        Ok(Repository { commit: answer.sha, files: files.filter(|name| is_plain(name)).collect() })
+        Ok(Repository { commit: answer.sha, files: files.filter(|name| is_plain_path(name)).collect() })
     }
 
     /// Size, tag and address of a file.
     pub(super) fn file(&self, id: &ModelId, commit: &str, name: &str) -> Result<RemoteFile, HubError> {
-        let address = format!("{}/{}/resolve/{commit}/{name}", self.options.endpoint, id.name());
+        let address = format!("{}/{}/resolve/{commit}/{name}", self.options.endpoint, id.site_path());
         let what = format!("{name} of {}", id.name());
         let wrong = |reason: &str| HubError::Protocol { what: what.clone(), reason: reason.to_owned() };
         let headers = self.persist(&what, QUESTIONS, &mut || {

@@ -1,11 +1,30 @@
-//! Names of models, and which of them may become paths.
+//! Names of models and data sets, and which of them may become paths.
 
-/// A model of the hub. Every part is safe to be put into a path and an address.
+/// A repository of the hub. Every part is safe to be put into a path and an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct ModelId {
     pub(super) owner: String,
     pub(super) repository: String,
     pub(super) revision: String,
+    /// What it holds.
+    pub(super) kind: Kind,
+}
+
+/// What a repository holds; the hub has them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Model,
+    Dataset,
+}
+
+impl Kind {
+    /// Its name in addresses of the hub's interface and in names of the cache.
+    pub(super) fn plural(self) -> &'static str {
+        match self {
+            Kind::Model => "models",
+            Kind::Dataset => "datasets",
+        }
+    }
 }
 
 impl ModelId {
@@ -18,7 +37,21 @@ impl ModelId {
             owner: owner.to_owned(),
             repository: repository.to_owned(),
             revision: revision.to_owned(),
+            kind: Kind::Model,
         })
+    }
+
+    /// As [`ModelId::parse`], for a data set.
+    pub(super) fn parse_dataset(text: &str) -> Option<Self> {
+        ModelId::parse(text).map(|id| ModelId { kind: Kind::Dataset, ..id })
+    }
+
+    /// Path of the repository at the hub's address.
+    pub(super) fn site_path(&self) -> String {
+        match self.kind {
+            Kind::Model => self.name(),
+            Kind::Dataset => format!("datasets/{}", self.name()),
+        }
     }
 
     /// `owner/name`.
@@ -47,6 +80,11 @@ fn is_name(text: &str) -> bool {
         && !text.contains("..")
         && edge(text.chars().next())
         && edge(text.chars().last())
+}
+
+/// Whether `text` can be a path below a folder: components that are plain.
+pub(super) fn is_plain_path(text: &str) -> bool {
+    text.len() <= 400 && text.split('/').all(is_plain)
 }
 
 /// Whether `text` can be one component of a path or an address without meaning anything else.
