@@ -8,8 +8,10 @@ metrics; for every task and group: all metrics and their standard errors.
 """
 
 import argparse
+import functools
 import glob
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ SCRATCH = tempfile.mkdtemp(prefix="zamba-eval-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=os.path.join(SCRATCH, "cache"),
                   HF_HOME=os.path.join(SCRATCH, "home"), TOKENIZERS_PARALLELISM="false", LMEVAL_LOG_LEVEL="ERROR")
 
+import datasets
 import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
@@ -57,10 +60,16 @@ def subjects():
         return [doc["dataset_name"] for doc in yaml.safe_load_all(f) if "dataset_name" in doc]
 
 
+@functools.cache
+def own_tasks():
+    """The tasks of lm-eval by name. It reads thousands of files to find them."""
+    return TaskManager().task_index
+
+
 def definition(task, files, folder):
     """A task file for lm-eval: its own, with other data."""
     name, _, _, _, _, form = task
-    own = TaskManager().task_index[name].yaml_path
+    own = own_tasks()[name].yaml_path
     body = dict(include=str(own), task=name, dataset_path="json" if form == "jsonl" else form, dataset_name=None,
                 dataset_kwargs=dict(data_files=files))
     with open(os.path.join(folder, name + ".yaml"), "w") as f:
@@ -189,6 +198,9 @@ def settle_answers(task, root, rows, samples):
 
 def main():
     sys.stdout.reconfigure(line_buffering=True)
+    datasets.disable_progress_bars()
+    # That our files replace its own is what we want.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser()
     parser.add_argument("--zamba", required=True)
     parser.add_argument("--keep", help="use this folder and leave it; what lm-eval said is kept there and used again")

@@ -7,7 +7,8 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models as tokenizer_models, normalizers, processors, trainers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
 from transformers import ZambaConfig, ZambaForCausalLM
 
 import models
@@ -209,7 +210,8 @@ def texts(rows):
 def tokenizer(corpus, folder):
     """A tokenizer of the kind of Zamba's: BPE with bytes to fall back on, `<s>` in front."""
     made = Tokenizer(tokenizer_models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # Merges do not reach from word to word, as in vocabularies that sentencepiece has made.
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
                                       decoders.Strip(" ", 1, 0)])
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
@@ -217,8 +219,10 @@ def tokenizer(corpus, folder):
     made.train_from_iterator(corpus, trainer)
     made = json.loads(made.to_str())
     # Bytes are no special tokens, or a text that spells one out would be split.
+    made["pre_tokenizer"] = None
     made["added_tokens"] = [t for t in made["added_tokens"] if not t["content"].startswith("<0x")]
     made = Tokenizer.from_str(json.dumps(made))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     made.save(os.path.join(folder, "tokenizer.json"))
