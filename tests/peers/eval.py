@@ -41,6 +41,8 @@ SMOOTH = {"perplexity": 1e-4, "word_perplexity": 1e-4, "byte_perplexity": 1e-4, 
 KEYS = ["results", "samples", "group_subtasks", "higher_is_better", "n-shot", "versions", "n-samples"]
 
 FAILURES = []
+# Choices that the model itself would say, by comparison.
+GREEDY = []
 
 
 def check(what, ours, theirs):
@@ -183,6 +185,7 @@ def compare(results, samples, reference):
         for name, value in reference[key].items():
             check(f"{key} of {name}", results[key].get(name), json.loads(json.dumps(value)))
     items = sum(len(s) for s in samples.values())
+    GREEDY.append(greedy)
     print(f"    {len(samples)} tasks, {items} items, {choices} choices scored, {greedy} of them greedy")
 
 
@@ -212,9 +215,10 @@ def main():
     os.makedirs(folder, exist_ok=True)
     mmlu = eval_items.mmlu_tasks(subjects()[:args.subjects])
     rows = {task[0]: eval_items.rows_of(task) for task in eval_items.TASKS + mmlu}
+    eval_items.checkpoint([t for r in rows.values() for t in eval_items.texts(r)], model)
+    eval_items.say_what_the_model_would(rows["piqa"]["validation"], model)
     for task in eval_items.TASKS + mmlu:
         definition(task, eval_items.write(task, data, rows[task[0]]), folder)
-    eval_items.checkpoint([t for r in rows.values() for t in eval_items.texts(r)], model)
 
     plain = [task[0] for task in eval_items.TASKS]
     scored = [name for name in plain if name != "gsm8k"]
@@ -238,6 +242,8 @@ def main():
         print(f"  {', '.join(tasks)}, shots {'as they are' if shots is None else shots}")
         results, samples = ours(args.zamba, model, tasks, data, shots, os.path.join(scratch, f"out{number}"))
         compare(results, samples, theirs(model, tasks, folder, shots, batch, kept(number)))
+    if args.only in (None, 1) and not any(GREEDY):
+        raise SystemExit("eval: no choice is what the model would say, so that is_greedy was not tested")
     for failure in FAILURES[:40]:
         print(f"  {failure}")
     if FAILURES:

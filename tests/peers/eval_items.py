@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
-from transformers import ZambaConfig, ZambaForCausalLM
+from transformers import AutoTokenizer, ZambaConfig, ZambaForCausalLM
 
 import models
 
@@ -247,3 +247,15 @@ def checkpoint(corpus, folder):
     with torch.no_grad():
         model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def say_what_the_model_would(items, folder):
+    """Makes the first choice of items of piqa the word that the model would say next, where it would say one."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = models.load(folder)
+    for item in items:
+        ids = tokenizer(f"Question: {item['goal']}\nAnswer:", return_tensors="pt").input_ids[:, -MAX_LENGTH:]
+        piece = tokenizer.convert_ids_to_tokens(int(model(ids).logits[0, -1].argmax()))
+        if piece.startswith("\u2581") and len(piece) > 1:
+            item["sol1"] = piece[1:]
