@@ -8,8 +8,10 @@ metrics; for every task and group: all metrics and their standard errors.
 """
 
 import argparse
+import functools
 import glob
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,6 +22,7 @@ SCRATCH = tempfile.mkdtemp(prefix="zamba-eval-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=os.path.join(SCRATCH, "cache"),
                   HF_HOME=os.path.join(SCRATCH, "home"), TOKENIZERS_PARALLELISM="false", LMEVAL_LOG_LEVEL="ERROR")
 
+import datasets
 import lm_eval
 import yaml
 from lm_eval.tasks import TaskManager
@@ -38,6 +41,8 @@ SMOOTH = {"perplexity": 1e-4, "word_perplexity": 1e-4, "byte_perplexity": 1e-4, 
 KEYS = ["results", "samples", "group_subtasks", "higher_is_better", "n-shot", "versions", "n-samples"]
 
 FAILURES = []
+# Choices that the model itself would say, by comparison.
+GREEDY = []
 
 
 def check(what, ours, theirs):
@@ -57,10 +62,16 @@ def subjects():
         return [doc["dataset_name"] for doc in yaml.safe_load_all(f) if "dataset_name" in doc]
 
 
+@functools.cache
+def own_tasks():
+    """The tasks of lm-eval by name. It reads thousands of files to find them."""
+    return TaskManager().task_index
+
+
 def definition(task, files, folder):
     """A task file for lm-eval: its own, with other data."""
     name, _, _, _, _, form = task
-    own = TaskManager().task_index[name].yaml_path
+    own = own_tasks()[name].yaml_path
     body = dict(include=str(own), task=name, dataset_path="json" if form == "jsonl" else form, dataset_name=None,
                 dataset_kwargs=dict(data_files=files))
     with open(os.path.join(folder, name + ".yaml"), "w") as f:
@@ -174,6 +185,7 @@ def compare(results, samples, reference):
         for name, value in reference[key].items():
             check(f"{key} of {name}", results[key].get(name), json.loads(json.dumps(value)))
     items = sum(len(s) for s in samples.values())
+    GREEDY.append(greedy)
     print(f"    {len(samples)} tasks, {items} items, {choices} choices scored, {greedy} of them greedy")
 
 
@@ -189,6 +201,9 @@ def settle_answers(task, root, rows, samples):
 
 def main():
     sys.stdout.reconfigure(line_buffering=True)
+    datasets.disable_progress_bars()
+    # That our files replace its own is what we want.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser()
     parser.add_argument("--zamba", required=True)
     parser.add_argument("--keep", help="use this folder and leave it; what lm-eval said is kept there and used again")
@@ -200,9 +215,10 @@ def main():
     os.makedirs(folder, exist_ok=True)
     mmlu = eval_items.mmlu_tasks(subjects()[:args.subjects])
     rows = {task[0]: eval_items.rows_of(task) for task in eval_items.TASKS + mmlu}
+    eval_items.checkpoint([t for r in rows.values() for t in eval_items.texts(r)], model)
+    eval_items.say_what_the_model_would(rows["piqa"]["validation"], model)
     for task in eval_items.TASKS + mmlu:
         definition(task, eval_items.write(task, data, rows[task[0]]), folder)
-    eval_items.checkpoint([t for r in rows.values() for t in eval_items.texts(r)], model)
 
     plain = [task[0] for task in eval_items.TASKS]
     scored = [name for name in plain if name != "gsm8k"]
@@ -226,6 +242,8 @@ def main():
         print(f"  {', '.join(tasks)}, shots {'as they are' if shots is None else shots}")
         results, samples = ours(args.zamba, model, tasks, data, shots, os.path.join(scratch, f"out{number}"))
         compare(results, samples, theirs(model, tasks, folder, shots, batch, kept(number)))
+    if args.only in (None, 1) and not any(GREEDY):
+        raise SystemExit("eval: no choice is what the model would say, so that is_greedy was not tested")
     for failure in FAILURES[:40]:
         print(f"  {failure}")
     if FAILURES:

@@ -7,8 +7,9 @@ import os
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models as tokenizer_models, normalizers, processors, trainers
-from transformers import ZambaConfig, ZambaForCausalLM
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models as tokenizer_models
+from transformers import AutoTokenizer, ZambaConfig, ZambaForCausalLM
 
 import models
 
@@ -209,7 +210,8 @@ def texts(rows):
 def tokenizer(corpus, folder):
     """A tokenizer of the kind of Zamba's: BPE with bytes to fall back on, `<s>` in front."""
     made = Tokenizer(tokenizer_models.BPE(byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    # Merges do not reach from word to word, as in vocabularies that sentencepiece has made.
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
                                       decoders.Strip(" ", 1, 0)])
     special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
@@ -217,8 +219,10 @@ def tokenizer(corpus, folder):
     made.train_from_iterator(corpus, trainer)
     made = json.loads(made.to_str())
     # Bytes are no special tokens, or a text that spells one out would be split.
+    made["pre_tokenizer"] = None
     made["added_tokens"] = [t for t in made["added_tokens"] if not t["content"].startswith("<0x")]
     made = Tokenizer.from_str(json.dumps(made))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     made.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
     made.save(os.path.join(folder, "tokenizer.json"))
@@ -243,3 +247,15 @@ def checkpoint(corpus, folder):
     with torch.no_grad():
         model.generation_config.pad_token_id = 0
     model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def say_what_the_model_would(items, folder):
+    """Makes the first choice of items of piqa the word that the model would say next, where it would say one."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = models.load(folder)
+    for item in items:
+        ids = tokenizer(f"Question: {item['goal']}\nAnswer:", return_tensors="pt").input_ids[:, -MAX_LENGTH:]
+        piece = tokenizer.convert_ids_to_tokens(int(model(ids).logits[0, -1].argmax()))
+        if piece.startswith("\u2581") and len(piece) > 1:
+            item["sol1"] = piece[1:]

@@ -28,7 +28,7 @@ pub use python::Doc;
 pub use results::{About, Figure, Outcome, Results, sanitize};
 pub use score::{Limits, Score};
 pub use suite::{Cache, Progress, RunError, RunOptions, Stored};
-pub use task::{DataSource, Library, Selection, Suite, TaskError, TaskOptions, Wanted};
+pub use task::{DataSource, Fetch, Library, Selection, Suite, TaskError, TaskOptions, Wanted};
 
 /// Tokens that go through the model at once. Results do not depend on it.
 const WINDOW: usize = 512;

@@ -17,13 +17,13 @@ use crate::python::{Doc, Random};
 pub(crate) use config::{
     Aggregation, FilterConfig, FilterList, Metric, MetricConfig, OutputType, TaskConfig,
 };
-pub use data::{DataSource, Wanted};
+pub use data::{DataSource, Fetch, Wanted};
 pub use error::TaskError;
 pub(crate) use library::SelectedGroup;
 pub use library::{Library, Selection};
 pub(crate) use prompt::{Case, Gold, Request};
 
-use config::{Sampler, Source};
+use config::{GenerationConfig, Sampler, Source};
 use data::{Rows, Store};
 use functions::{COUNT, CountFunction, DOC, DocFunction, PROCESS};
 use library::SelectedTask;
@@ -200,12 +200,9 @@ fn check(config: &TaskConfig) -> Result<Vec<MetricConfig>, String> {
     if config.repeats.is_some_and(|n| n != 1) {
         return Err("repeats other than 1 are not supported: generation has no random choice".to_owned());
     }
-    if let Some(generation) = &config.generation_kwargs {
-        if generation.do_sample == Some(true) || generation.temperature.is_some_and(|t| t > 0.0) {
-            return Err(
-                "generation_kwargs: only greedy generation is supported; set do_sample: false".to_owned()
-            );
-        }
+    let random = |g: &GenerationConfig| g.do_sample == Some(true) || g.temperature.is_some_and(|t| t > 0.0);
+    if config.generation_kwargs.as_ref().is_some_and(random) {
+        return Err("generation_kwargs: only greedy generation is supported; set do_sample: false".to_owned());
     }
     if config.output_type == OutputType::MultipleChoice && config.doc_to_choice.is_none() {
         return Err("a multiple_choice task needs doc_to_choice".to_owned());

@@ -17,8 +17,11 @@ pub struct DataSource<'a> {
     /// A folder with the files of one or more data sets.
     pub folder: Option<PathBuf>,
     /// Brings the files of a data set of the hub, for what is not in the folder.
-    pub fetch: Option<&'a dyn Fn(&Wanted<'_>) -> Result<Vec<PathBuf>, String>>,
+    pub fetch: Option<&'a Fetch<'a>>,
 }
+
+/// Brings the files of a split; an error is in words.
+pub type Fetch<'a> = dyn Fn(&Wanted<'_>) -> Result<Vec<PathBuf>, String> + 'a;
 
 /// A split of a data set.
 #[derive(Debug, Clone, Copy)]
