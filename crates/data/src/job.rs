@@ -184,8 +184,7 @@ impl Job {
         }
         let run = Run { job: self, fs, plan, state: &state, tally: &tally, watch };
         run.chunks(&todo, threads, work)?;
-        tally.check()?;
-        let manifest = state.finish(fs.as_ref(), self, plan)?;
+        let manifest = state.finish(fs.as_ref(), self, plan, &tally)?;
         Ok(Outcome { manifest, chunks: plan.chunks.len(), finished: todo.len(), resumed })
     }
 

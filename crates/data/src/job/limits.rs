@@ -136,9 +136,10 @@ impl Tally {
         self.judge(&counts, false)
     }
 
-    /// Judges the whole.
-    pub(super) fn check(&self) -> Result<()> {
-        self.judge(&self.counts.lock().unwrap_or_else(PoisonError::into_inner), true)
+    /// Judges the whole job, of which this process may have seen a part only.
+    pub(super) fn check(&self, records: u64, bad: u64) -> Result<()> {
+        let last = self.counts.lock().unwrap_or_else(PoisonError::into_inner).last.take();
+        self.judge(&Counts { records, bad, last }, true)
     }
 
     fn judge(&self, counts: &Counts, whole: bool) -> Result<()> {

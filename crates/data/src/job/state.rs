@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::Job;
+use super::limits::Tally;
 use super::manifest::{self, Manifest};
 use crate::error::{Error, Result};
 use crate::fs::Fs;
@@ -156,8 +157,14 @@ impl State {
         fs.replace(&path, text.as_bytes()).map_err(Error::io(&path, "write"))
     }
 
-    /// Writes the manifest if all chunks are finished.
-    pub(super) fn finish(&self, fs: &dyn Fs, job: &Job, plan: &Plan) -> Result<Option<Manifest>> {
+    /// Writes the manifest if all chunks are finished, and there is not too much bad input in all of them together.
+    pub(super) fn finish(
+        &self,
+        fs: &dyn Fs,
+        job: &Job,
+        plan: &Plan,
+        tally: &Tally,
+    ) -> Result<Option<Manifest>> {
         let mut all = Vec::with_capacity(plan.chunks.len());
         for chunk in &plan.chunks {
             match self.done(fs, chunk.index)? {
@@ -166,10 +173,7 @@ impl State {
             }
         }
         let (records, bad) = all.iter().fold((0, 0), |(r, b), done| (r + done.records, b + done.bad));
-        if job.max_bad.exceeded(records, bad, true) {
-            let most = job.max_bad.to_string();
-            return Err(Error::TooBad { last: String::new(), bad, records, most });
-        }
+        tally.check(records, bad)?;
         let manifest = Manifest::new(job, plan, &self.job, &all);
         manifest.write(fs, &self.out)?;
         Ok(Some(manifest))

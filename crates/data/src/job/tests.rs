@@ -236,6 +236,14 @@ fn bad_input_stops_only_past_the_limit() {
         assert!(text.contains(place), "{place} in {text}");
     }
     run_with(&fs, &job(), 1).unwrap();
+    // One of eight shards may have more than its share of what is bad; only the whole is judged.
+    let fs = corpus();
+    for index in 0..8 {
+        let share = MaxBad::Share(0.005);
+        run_with(&fs, &Job { max_bad: share, shard: Shard::new(index, 8).unwrap(), ..job() }, 1).unwrap();
+    }
+    let error = run_with(&corpus(), &Job { max_bad: MaxBad::Share(0.0045), ..job() }, 1).unwrap_err();
+    assert!(matches!(error, crate::Error::TooBad { records: 625, .. }), "{error}");
     for (text, limit, records, bad, whole, exceeded) in [
         ("3", MaxBad::Count(3), 10, 3, true, false),
         ("3", MaxBad::Count(3), 10, 4, false, true),

@@ -190,7 +190,8 @@ proptest! {
         let at = at.index(bytes.len());
         bytes[at] ^= with;
         let (good, bad) = read(name, &bytes, &ReadOptions::default());
-        prop_assert!(good.len() <= 2 * LINES && bad.len() <= 2 * LINES);
+        // Damage inside an archive may unpack to any number of lines, but never to silence.
+        prop_assert!(good.len() + bad.len() > 0);
     }
 }
 
