@@ -134,7 +134,7 @@ fn bad_input_is_quarantined_up_to_a_limit() {
     let bench = bench(50);
     bench.write("in/c.jsonl", "{\"text\": 1}\nnothing\n");
     let run = bench.run(filter("out", &["--max-bad", "1"]));
-    assert!(run.fails(1).contains("in/c.jsonl") && run.err.contains("--max-bad 1"), "{}", run.err);
+    assert!(run.fails(1).contains("web/c.jsonl:12") && run.err.contains("--max-bad 1"), "{}", run.err);
     let done = bench.run(filter("out", &["--max-bad", "2"])).json();
     assert_eq!(done["manifest"]["bad"], 2);
     let quarantine: String = tree(&bench.path("out/quarantine"))
