@@ -76,10 +76,10 @@ impl<'a> WordsOf<'a> {
         let Some(first) = chars.next() else { return 0 };
         let after = chars.as_str();
         let class = self.classes.of(first);
-        if first == '\'' {
-            if let Some(len) = contraction(after) {
-                return 1 + len;
-            }
+        if first == '\''
+            && let Some(len) = contraction(after)
+        {
+            return 1 + len;
         }
         let second = after.chars().next().map(|c| self.classes.of(c));
         match class {

@@ -198,10 +198,11 @@ impl Settings {
 /// A list with the limits of Zyda's list of that name, if none are set.
 fn with_limits(list: &WordList) -> Result<WordList> {
     let mut list = list.clone();
-    if list.max_count.is_none() && list.max_share.is_none() {
-        if let Some((_, max_count, max_share)) = WORDS.iter().find(|(name, ..)| *name == list.name) {
-            (list.max_count, list.max_share) = (*max_count, *max_share);
-        }
+    if list.max_count.is_none()
+        && list.max_share.is_none()
+        && let Some((_, max_count, max_share)) = WORDS.iter().find(|(name, ..)| *name == list.name)
+    {
+        (list.max_count, list.max_share) = (*max_count, *max_share);
     }
     limits(&list.name, list.max_count, list.max_share)?;
     Ok(list)

@@ -153,7 +153,7 @@ impl Server {
             for stream in listener.incoming() {
                 let (objects, seen) = (objects.clone(), seen.clone());
                 std::thread::spawn(move || {
-                    let request = read_request(&stream.as_ref().unwrap());
+                    let request = read_request(stream.as_ref().unwrap());
                     let signed =
                         request.headers.get("authorization").is_some_and(|a| a.starts_with("AWS4-HMAC"));
                     seen.lock().unwrap().push(signed);
