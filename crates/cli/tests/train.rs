@@ -114,7 +114,8 @@ fn steps_and_mixture_are_shown(bench: &Bench, summary: &Value) {
     let run = bench.run(["data", "inspect", "--recipe", "run.toml"].iter().chain(&capped));
     assert!(run.fails(1).contains("max_epochs"), "{}", run.err);
     // Other data under the same name is found.
-    let again = ["data", "tokenize", "--input", "run.toml", "--tokenizer", "tok", "--out", "shards/text"];
+    let again =
+        ["data", "tokenize", "--input", "run.toml", "--tokenizer", "tok", "--out", "shards/text", "--force"];
     bench.run(again).ok();
     let run = bench.run(["data", "inspect", "--run", "run", "--step", "1"]);
     assert!(run.fails(1).contains("other data"), "{}", run.err);

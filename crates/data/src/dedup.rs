@@ -3,8 +3,8 @@
 //! - [`shingles`] turns a text into hashes of its n-grams, [`minhash`] those into a signature and band keys:
 //!   the scheme of Zyda-1 (13-grams of words, 128 permutations, 32 bands of 4 rows), each number settable.
 //! - [`sketch`] is what is kept of a document: a hash of its content and its band keys.
-//! - [`cluster`] joins documents that agree in a content hash or a band key, directly or by way of others, and
-//!   keeps one of each cluster. [`sort`] brings equal keys together within a bound on memory.
+//! - [`cluster`](mod@cluster) joins documents that agree in a content hash or a band key, directly or by way of others, and
+//!   keeps one of each cluster. `sort` brings equal keys together within a bound on memory.
 //! - [`report`] is the account, [`step`] the step over a plan.
 //!
 //! Two documents whose sets of n-grams have Jaccard similarity s agree in at least one of b bands of r rows with
