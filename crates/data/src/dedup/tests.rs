@@ -166,8 +166,8 @@ fn clusters_are_the_components_of_all_pairs_and_the_preferred_stays() {
         _ => 2,
     };
     let mut best: BTreeMap<usize, usize> = BTreeMap::new();
-    for (i, &label) in label.iter().enumerate() {
-        let kept = best.entry(label).or_insert(i);
+    for (i, &cluster) in label.iter().enumerate() {
+        let kept = best.entry(cluster).or_insert(i);
         *kept = (*kept).min_by_key_with(i, |&i| (rank(i), i));
     }
     let keep: Vec<bool> = (0..documents.len()).map(|i| best[&label[i]] == i).collect();
