@@ -20,7 +20,8 @@ import tempfile
 # Before lm_eval: nothing is looked for on the network, and nothing is left behind.
 SCRATCH = tempfile.mkdtemp(prefix="zamba-eval-")
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", HF_DATASETS_CACHE=os.path.join(SCRATCH, "cache"),
-                  HF_HOME=os.path.join(SCRATCH, "home"), TOKENIZERS_PARALLELISM="false", LMEVAL_LOG_LEVEL="ERROR")
+                  HF_HOME=os.path.join(SCRATCH, "home"), TOKENIZERS_PARALLELISM="false", LMEVAL_LOG_LEVEL="ERROR",
+                  TQDM_DISABLE="1")
 
 import datasets
 import lm_eval
