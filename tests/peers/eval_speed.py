@@ -56,7 +56,7 @@ def theirs(args):
 
     folder = tempfile.mkdtemp(prefix="zamba-tasks-")
     path = os.path.join(args.data, "hellaswag", "data", "validation-00000-of-00001.jsonl")
-    peer.definition(("hellaswag", None, None, None, None, "jsonl"), {"validation": path}, folder)
+    peer.definition(("hellaswag", None, None, None, None, "jsonl"), {"validation": path, "train": path}, folder)
     from lm_eval.models.huggingface import HFLM
 
     model = HFLM(pretrained=args.model, dtype=args.dtype, device="cpu", batch_size=args.batch)

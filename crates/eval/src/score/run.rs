@@ -21,7 +21,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { batch_tokens: 512, slots: 24, bytes: 3 << 30 }
+        Limits { batch_tokens: 512, slots: 64, bytes: 3 << 30 }
     }
 }
 
