@@ -247,3 +247,50 @@ fn tokenising_gives_one_shard_however_it_is_done() {
     let more = bench.run(tokenize("shards/whole", &["--force"])).json();
     assert_eq!(more["manifest"]["documents"], 2002);
 }
+
+#[test]
+fn one_of_each_cluster_stays_and_stages_make_the_whole() {
+    let bench = Bench::new();
+    for folder in ["code", "web"] {
+        std::fs::create_dir(bench.path(folder)).unwrap();
+    }
+    let text = |i: usize| -> String {
+        (0..60).map(|word| format!("w{} ", (i * 7919 + word * 104_729) % 9973)).collect()
+    };
+    let lines = |texts: &[String]| -> String {
+        texts.iter().map(|text| json!({ "text": text }).to_string() + "\n").collect()
+    };
+    // Ten texts of the web; of the first three the code has one that is equal and two with another last word.
+    let web: Vec<String> = (0..10).map(text).collect();
+    let code = [web[0].clone(), web[1].clone() + "more", web[2].clone() + "less"];
+    bench.write("web/a.jsonl", lines(&web));
+    bench.write("code/a.jsonl", lines(&code));
+    let dedup = |out: &str, more: &[&str]| {
+        let mut args = vec!["data", "dedup", "-i", "web=web", "-i", "code=code", "--out", out];
+        args.extend(["--rank", "code,web", "--removed", "--format", "jsonl", "--json"]);
+        args.extend(more);
+        bench.run(args).json()
+    };
+    let whole = dedup("whole", &[]);
+    let report = &whole["report"];
+    assert_eq!((&report["documents"], &report["kept"]), (&json!(13), &json!(10)), "{whole}");
+    let kept = std::fs::read_to_string(bench.path("whole/part-00000.jsonl")).unwrap()
+        + &std::fs::read_to_string(bench.path("whole/part-00001.jsonl")).unwrap_or_default();
+    let from =
+        |source: &str| kept.lines().filter(|l| l.contains(&format!("\"source\":\"{source}\""))).count();
+    assert_eq!((from("code"), from("web")), (3, 7), "{kept}");
+
+    for (stage, shards) in [("sketch", 2), ("cluster", 1), ("write", 2)] {
+        for i in 0..shards {
+            let shard = format!("{i}/{shards}");
+            let of =
+                if shards > 1 { vec!["--stage", stage, "--shard", &shard] } else { vec!["--stage", stage] };
+            dedup("stages", &of);
+        }
+    }
+    assert_eq!(tree(&bench.path("stages")), tree(&bench.path("whole")));
+    let table = ["data", "dedup", "-i", "web", "-o", "exact", "--exact"];
+    assert!(!bench.run(table).ok().out.is_empty());
+    bench.run(["data", "dedup", "-i", "web", "-o", "x", "--exact", "--bands", "3"]).fails(2);
+    bench.run(["data", "dedup", "-i", "web", "-o", "x", "--shard", "0/2"]).fails(2);
+}

@@ -23,8 +23,9 @@ use crate::{interrupt, out};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  zamba data dedup --input filtered --out unique --memory 2GiB\n  \
     zamba data dedup --input code=a web=b --rank code,web --removed --out unique\n  \
-    zamba data dedup --input filtered --unit char --ngram 25 --bands 8 --rows 16 --out unique   # Zyda-2\n  \
-    zamba data dedup --input filtered --ngram 5 --bands 14 --rows 8 --out unique                # FineWeb\n\n\
+    As Zyda-2, and as FineWeb:\n  \
+    zamba data dedup --input filtered --unit char --ngram 25 --bands 8 --rows 16 --out unique\n  \
+    zamba data dedup --input filtered --ngram 5 --bands 14 --rows 8 --out unique\n\n\
     By several processes, each stage when all shards of the one before are through:\n  \
     zamba data dedup --input s3://b/text --out s3://b/unique --stage sketch --shard 3/8\n  \
     zamba data dedup --input s3://b/text --out s3://b/unique --stage cluster\n  \
