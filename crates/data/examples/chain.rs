@@ -72,9 +72,14 @@ fn main() -> Result {
     said("tokenizer", start, SAMPLE as u64);
     let json = std::fs::read_to_string(tokenizer.join("tokenizer.json"))?;
     let fast = Fast::new(&json)?.ok_or("the tokenizer has no fast encoder")?;
+    // Texts that hold the names of special tokens are the library's.
+    let library = tokenizers::Tokenizer::from_bytes(&json).map_err(|error| error.to_string())?;
     let encode = |text: &str| match fast.encode(text) {
         Ok(Some(ids)) => Ok(ids),
-        Ok(None) => Err("cannot be encoded".to_owned()),
+        Ok(None) => match library.encode(text, false) {
+            Ok(encoding) => Ok(encoding.get_ids().to_vec()),
+            Err(error) => Err(error.to_string()),
+        },
         Err(error) => Err(error.to_string()),
     };
     let spec = ShardSpec { vocab_size: fast.vocab_size() as u32, tokenizer_sha256: String::new() };
