@@ -294,3 +294,25 @@ fn one_of_each_cluster_stays_and_stages_make_the_whole() {
     bench.run(["data", "dedup", "-i", "web", "-o", "x", "--exact", "--bands", "3"]).fails(2);
     bench.run(["data", "dedup", "-i", "web", "-o", "x", "--shard", "0/2"]).fails(2);
 }
+
+#[cfg(unix)]
+#[test]
+fn dedup_that_is_killed_goes_on_to_the_same_bits() {
+    let bench = bench(6000);
+    let dedup = |out: &'static str| {
+        let mut args = vec!["data", "dedup", "-i", "web=in", "--out", out, "--removed"];
+        args.extend(["--ngram", "3", "--chunk", "4KB", "--json", "-t", "1"]);
+        args
+    };
+    bench.run(dedup("whole")).ok();
+    let whole = tree(&bench.path("whole"));
+    // Its marks in the order in which they come: signatures, clusters, what stays.
+    let marks: Vec<&String> = whole.keys().filter(|name| name.ends_with("part-00020.json")).collect();
+    assert!(marks.len() >= 2, "{:?}", whole.keys());
+    for (out, mark) in ["killed0", "killed1"].into_iter().zip(marks) {
+        kill_when(&bench, dedup(out), &format!("{out}/{mark}"));
+        assert!(tree(&bench.path(out)).len() < whole.len(), "killed too late");
+        bench.run(dedup(out)).ok();
+        assert!(tree(&bench.path(out)) == whole, "{mark}");
+    }
+}
