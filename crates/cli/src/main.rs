@@ -12,6 +12,7 @@ mod cost;
 mod demo;
 mod error;
 mod file;
+mod html;
 mod interrupt;
 mod out;
 mod progress;

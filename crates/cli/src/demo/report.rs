@@ -8,6 +8,7 @@ use super::corpus::{kind_words, rule_words};
 use super::results::{PartScores, SAMPLING};
 use super::summary::Summary;
 use super::{chart, plan};
+use crate::html::escape;
 use crate::out::{bytes, count};
 
 const STYLE: &str = include_str!("report.css");
@@ -29,24 +30,6 @@ pub(super) fn html(summary: &Summary, records: &[StepRecord]) -> anyhow::Result<
          <title>A small Zamba's life</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n{}</body>\n</html>\n",
         chapters.concat()
     ))
-}
-
-/// Text as it is, whatever it holds.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            '\'' => safe.push_str("&#39;"),
-            // HTML has no way to write other control characters.
-            c if c.is_control() && !matches!(c, '\n' | '\t') => safe.push('\u{fffd}'),
-            c => safe.push(c),
-        }
-    }
-    safe
 }
 
 /// A table; the first column is words, the others are numbers. Cells are HTML already.
@@ -284,16 +267,6 @@ fn commands(s: &Summary) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn nothing_in_a_text_becomes_markup() {
-        let hostile = "<script>alert(\"&'\u{0}\u{1b}\")</script>\n\tx";
-        assert_eq!(
-            escape(hostile),
-            "&lt;script&gt;alert(&quot;&amp;&#39;\u{fffd}\u{fffd}&quot;)&lt;/script&gt;\n\tx"
-        );
-        assert_eq!(escape("ünïcödé 漢字"), "ünïcödé 漢字");
-    }
 
     #[test]
     fn changes_are_told_as_what_they_are() {

@@ -1,16 +1,14 @@
 //! `zamba data dedup`: one of each.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 
 use serde::Serialize;
 use serde_json::json;
 use zamba_data::dedup::{Dedup, Report, Settings, Unit};
 use zamba_data::job::{Job, Outcome, Shard};
 use zamba_data::plan::Plan;
-use zamba_data::write::Format;
 
-use super::steps::{self, JobArgs, ReadArgs};
+use super::steps::{self, JobArgs, OutArgs, ReadArgs};
 use crate::error::Stop;
 use crate::progress::{Progress, Unit as Counted};
 use crate::{interrupt, out};
@@ -33,12 +31,8 @@ use crate::{interrupt, out};
 pub(super) struct Args {
     #[command(flatten)]
     read: ReadArgs,
-    /// The folder for what stays. A job that was stopped goes on there.
-    #[arg(short = 'o', long, value_name = "DIR")]
-    out: PathBuf,
-    /// How documents are written: jsonl, jsonl.gz, jsonl.zst or parquet.
-    #[arg(long, value_name = "NAME", value_parser = Format::from_str, default_value = "jsonl.zst")]
-    format: Format,
+    #[command(flatten)]
+    to: OutArgs,
     /// Sources whose documents are rather kept, best first. Others come after them, as equals.
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     rank: Vec<String>,
@@ -100,8 +94,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
         rows: args.rows,
         seed: args.seed,
     };
-    let mut job = Job::new("dedup", json!({}), &args.out);
-    job.format = args.format;
+    let mut job = Job::new("dedup", json!({}), &args.to.out);
+    job.format = args.to.format;
     // The line, the text, its units and n-grams, and buffers of readers and writers.
     job.chunk_memory = 4 * args.read.max_document() + (64 << 20);
     args.job.apply(&mut job);
@@ -113,7 +107,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     // Bars are named after the step.
     let titled = |step: &str| Job { step: step.to_owned(), ..job.clone() };
     let does = |stage| args.stage.is_none_or(|only| only == stage);
-    let mut account = Account { path: &args.out, sketches: None, report: None, written: None };
+    let mut account = Account { path: &args.to.out, sketches: None, report: None, written: None };
     if does(Stage::Sketch) {
         let sketched =
             steps::watched(&args.job, &titled("signatures"), &plan, |watch| dedup.sketch(&fs, &plan, watch))?;

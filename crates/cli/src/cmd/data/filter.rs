@@ -1,15 +1,13 @@
 //! `zamba data filter`: the documents that are worth learning from.
 
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
 use zamba_data::filter::{Filter, Preset, Settings, WordList};
 use zamba_data::fs::Fs;
 use zamba_data::job::Job;
-use zamba_data::write::Format;
 
-use super::steps::{self, JobArgs, ReadArgs};
+use super::steps::{self, JobArgs, OutArgs, ReadArgs};
 use crate::error::Stop;
 
 /// Keep documents that pass rules such as Zyda's; count the others by the rule that they break.
@@ -20,12 +18,8 @@ use crate::error::Stop;
 pub(super) struct Args {
     #[command(flatten)]
     read: ReadArgs,
-    /// The folder for what is kept. A job that was stopped goes on there.
-    #[arg(short = 'o', long, value_name = "DIR")]
-    out: PathBuf,
-    /// How documents are written: jsonl, jsonl.gz, jsonl.zst or parquet.
-    #[arg(long, value_name = "NAME", value_parser = Format::from_str, default_value = "jsonl.zst")]
-    format: Format,
+    #[command(flatten)]
+    to: OutArgs,
     /// Where thresholds come from that --config does not set [default: that of --config, or else zyda].
     #[arg(long, value_name = "NAME")]
     preset: Option<PresetName>,
@@ -68,8 +62,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<()> {
     let filter = Filter::new(fs.as_ref(), &settings(args, fs.as_ref())?)?;
     let plan = args.read.plan(fs.as_ref(), 32 << 20)?;
     let config = serde_json::json!({ "filter": filter.config(), "rejected": args.rejected });
-    let mut job = Job::new("filter", config, &args.out);
-    job.format = args.format;
+    let mut job = Job::new("filter", config, &args.to.out);
+    job.format = args.to.format;
     // The line, the text, the text as it is kept, and buffers of readers and writers.
     job.chunk_memory = args.read.max_document().saturating_mul(4).saturating_add(64 << 20);
     args.job.apply(&mut job);

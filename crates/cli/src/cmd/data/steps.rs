@@ -10,6 +10,7 @@ use zamba_data::document::Fields;
 use zamba_data::fs::{Fs, UrlFs};
 use zamba_data::job::{ChunkRun, Job, Manifest, MaxBad, Outcome, Shard, Watch};
 use zamba_data::plan::{Input, Layout, Plan, ReadOptions};
+use zamba_data::write::Format;
 
 use crate::progress::{Progress, Unit};
 use crate::{common, interrupt, out};
@@ -76,6 +77,17 @@ pub(super) struct JobArgs {
     /// Print one JSON document.
     #[arg(long)]
     pub(super) json: bool,
+}
+
+/// Where documents go, and how.
+#[derive(Debug, clap::Args)]
+pub(super) struct OutArgs {
+    /// The folder for what stays. A job that was stopped goes on there.
+    #[arg(short = 'o', long, value_name = "DIR")]
+    pub(super) out: PathBuf,
+    /// How documents are written: jsonl, jsonl.gz, jsonl.zst or parquet.
+    #[arg(long, value_name = "NAME", value_parser = Format::from_str, default_value = "jsonl.zst")]
+    pub(super) format: Format,
 }
 
 /// The file system that paths and URLs on the command line mean. Object stores are set up by the usual AWS_ variables.

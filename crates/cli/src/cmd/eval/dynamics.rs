@@ -7,6 +7,8 @@ use plotters::prelude::*;
 use serde::Serialize;
 use zamba_eval::Figure;
 
+use crate::html::escape;
+
 /// The figures of a checkpoint.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Point {
@@ -263,10 +265,6 @@ pub(super) fn page(run: &str, points: &[Point], charts: &str) -> String {
          <p>Figures of every checkpoint against the tokens that it was trained on. Dashed lines mark where a phase of \
          training begins; bars are standard errors.</p>\n{charts}\n<div><table>\n{table}</table></div>\n</body></html>\n"
     )
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

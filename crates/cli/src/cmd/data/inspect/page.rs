@@ -6,6 +6,7 @@ use anyhow::anyhow;
 use plotters::prelude::*;
 
 use super::lengths::Lengths;
+use crate::html::escape;
 
 const STYLE: &str = include_str!("../../../demo/report.css");
 /// Size in units of the picture, which is scaled to the page.
@@ -121,22 +122,6 @@ fn histogram(svg: &mut String, lengths: &Lengths) -> Result<(), Box<dyn std::err
         .draw()?;
     root.present()?;
     Ok(())
-}
-
-/// Text as it is, whatever it holds.
-fn escape(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => safe.push_str("&amp;"),
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '"' => safe.push_str("&quot;"),
-            c if c.is_control() && !matches!(c, '\n' | '\t') => safe.push('\u{fffd}'),
-            c => safe.push(c),
-        }
-    }
-    safe
 }
 
 #[cfg(test)]
