@@ -1,0 +1,1 @@
+//! What requests mean, in the words of OpenAI and Anthropic.

@@ -1,0 +1,1 @@
+//! Sockets: who may ask, how much, and for how long.
