@@ -287,6 +287,10 @@ pub trait Device: Send + Sync {
     /// Name for reports, such as `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
 
+    /// Names the order and rounding of all sums, and the arrangement of caches: devices with equal ones give equal
+    /// bits.
+    fn arithmetic(&self) -> String;
+
     /// Worker threads that kernels use.
     fn threads(&self) -> usize;
 
