@@ -9,6 +9,7 @@ mod app;
 pub mod edge;
 pub mod engine;
 pub mod metrics;
+pub mod page;
 
 pub use app::{App, Caller, Limits, RequestId};
 pub use engine::{Engine, Handle, Settings};
