@@ -128,7 +128,8 @@ function open(id) {
   showChat();
   showList();
   closeMenu();
-  prompt.focus();
+  // On a phone the focus would bring up the keyboard, which hides half of what is to be read.
+  if (!window.matchMedia("(pointer: coarse)").matches) prompt.focus();
 }
 
 /** Looks away from the conversation that is shown. Its answer goes on. */

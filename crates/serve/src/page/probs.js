@@ -1,6 +1,7 @@
 // Tokens that can be looked at: how likely each was, and what else the model considered.
 
-const SHOWN = { " ": "␠", "\n": "⏎", "\t": "⇥", "\r": "␍" };
+// Signs that every font has.
+const SHOWN = { " ": "·", "\n": "↵", "\t": "→", "\r": "←" };
 
 /** A token's text with its blanks made visible. */
 export const visible = (text) => (text === "" ? "∅" : text.replace(/[ \n\t\r]/g, (c) => SHOWN[c]));

@@ -36,7 +36,7 @@ export class Server {
     this.list = list;
     this.line = line;
     this.area = area;
-    this.rates = [];
+    this.rates = new Array(POINTS).fill(0);
     this.before = null;
     document.addEventListener("visibilitychange", () => this.start());
     this.start();
@@ -71,7 +71,7 @@ export class Server {
     const rows = [
       ["Speed", `${speed < 10 ? speed.toFixed(1) : Math.round(speed)} tok/s`],
       ["Running", `${get("vllm:num_requests_running") ?? 0} · ${get("vllm:num_requests_waiting") ?? 0} waiting`],
-      ["Reused", share(get("vllm:prefix_cache_hits_total"), get("vllm:prefix_cache_queries_total"))],
+      ["Cache hits", share(get("vllm:prefix_cache_hits_total"), get("vllm:prefix_cache_queries_total"))],
       ["Cache", bytes(get("zamba_cache_bytes") ?? 0)],
     ];
     const memory = get("process_resident_memory_bytes");
@@ -93,7 +93,6 @@ export class Server {
     const x = (i) => 120 - (this.rates.length - 1 - i) * (120 / (POINTS - 1));
     const y = (rate) => 26 - 24 * (rate / most);
     const points = this.rates.map((rate, i) => `${x(i).toFixed(1)} ${y(rate).toFixed(1)}`);
-    if (!points.length) return;
     this.line.setAttribute("d", `M${points.join("L")}`);
     this.area.setAttribute("d", `M${x(0).toFixed(1)} 28L${points.join("L")}L120 28Z`);
   }
