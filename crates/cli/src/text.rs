@@ -7,8 +7,8 @@ use anyhow::Context;
 use serde::Serialize;
 use zamba::sampler::{Sampler, SamplerConfig};
 use zamba::session::PREFILL_CHUNK;
-use zamba::stop::StopStrings;
-use zamba::tokenizer::{DecodeStream, Tokenizer, TokenizerError};
+use zamba::tokenizer::{Tokenizer, TokenizerError};
+use zamba::writer::Writer;
 use zamba::{Session, ZambaConfig};
 
 use crate::error::Stop;
@@ -216,60 +216,6 @@ pub(crate) struct Generated {
     pub(crate) timings: Timings,
 }
 
-/// Turns tokens into text that may be shown: whole characters, and nothing that may become a stop string.
-struct Writer {
-    decoder: DecodeStream,
-    /// The end of the prompt's text that the decoder still holds and will give before any new text.
-    held: String,
-    stops: StopStrings,
-    text: String,
-}
-
-impl Writer {
-    /// A writer of what follows `prompt`. The decoder sees the prompt too, because the text of a token may
-    /// depend on what stands before it: many tokenizers take the space off the head of a text.
-    fn new(text: &Text, prompt: &[u32], stops: &[String]) -> anyhow::Result<Self> {
-        let mut decoder = text.tokenizer.stream(true);
-        let mut held = text.tokenizer.decode(prompt, true)?;
-        for &token in prompt {
-            if let Some(piece) = decoder.push(token)? {
-                held = held.strip_prefix(&piece).unwrap_or_default().to_owned();
-            }
-        }
-        // Half a character at the end of the prompt is completed, not repeated.
-        held.truncate(held.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
-        Ok(Writer { decoder, held, stops: StopStrings::new(stops.to_vec()), text: String::new() })
-    }
-
-    /// Takes a token; the text to show, and whether a stop string is complete.
-    fn push(&mut self, token: u32) -> anyhow::Result<(String, bool)> {
-        let piece = self.decoder.push(token)?.unwrap_or_default();
-        Ok(self.show(piece))
-    }
-
-    /// What is still held back.
-    fn finish(&mut self) -> anyhow::Result<String> {
-        let piece = self.decoder.finish()?.unwrap_or_default();
-        let (mut rest, stopped) = self.show(piece);
-        if !stopped {
-            let end = self.stops.finish();
-            self.text.push_str(&end);
-            rest.push_str(&end);
-        }
-        Ok(rest)
-    }
-
-    fn show(&mut self, mut piece: String) -> (String, bool) {
-        if !self.held.is_empty() && !piece.is_empty() {
-            // What the decoder held comes out whole; a decoding that new tokens changed is all new.
-            piece = piece.strip_prefix(&std::mem::take(&mut self.held)).map(str::to_owned).unwrap_or(piece);
-        }
-        let outcome = self.stops.push(&piece);
-        self.text.push_str(&outcome.text_to_emit);
-        (outcome.text_to_emit, outcome.stopped)
-    }
-}
-
 /// What [`generate`] needs beside the session.
 pub(crate) struct Request<'a> {
     /// Tokens to append to the session before the first new one: at least one, and no more than it has room
@@ -294,7 +240,7 @@ pub(crate) fn generate(
     show: &mut dyn FnMut(Option<u32>, &str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generated> {
     let mut writer = match request.text {
-        Some(text) => Some(Writer::new(text, request.prompt, request.stops)?),
+        Some(text) => Some(Writer::new(&text.tokenizer, request.prompt, request.stops)?),
         None => None,
     };
     let room = session.room() - request.prompt.len();
@@ -306,7 +252,7 @@ pub(crate) fn generate(
     }
     if interrupt::requested() {
         let timings = Timings::new(session.len(), start.elapsed(), 0, Duration::ZERO);
-        let text = writer.map(|w| w.text);
+        let text = writer.map(Writer::into_text);
         return Ok(Generated { tokens: vec![], text, finish: Finish::Interrupted, timings });
     }
     let mut logits = session.feed(tail);
@@ -346,68 +292,5 @@ pub(crate) fn generate(
         show(None, &rest)?;
     }
     let timings = Timings::new(request.prompt.len(), prompt_time, tokens.len(), start.elapsed());
-    Ok(Generated { tokens, text: writer.map(|w| w.text), finish, timings })
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    /// A tokenizer in the manner of Llama's: words begin with a space that is taken off the head of a text,
-    /// and a line break is a byte.
-    fn llama_like() -> Text {
-        let dir = tempfile::tempdir().unwrap();
-        let special = |id: u32, content: &str| {
-            json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-                   "normalized": false, "special": true})
-        };
-        let file = json!({
-            "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null,
-            "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")], "post_processor": null,
-            "decoder": {"type": "Sequence", "decoders": [
-                {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}, {"type": "ByteFallback"},
-                {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
-            "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "merges": [],
-                "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁a": 4, "▁b": 5, "b": 6, "a": 7, "▁": 8}},
-        });
-        std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
-        Text::find(dir.path(), usize::MAX).unwrap().unwrap()
-    }
-
-    fn written(text: &Text, prompt: &[u32], tokens: &[u32], stops: &[&str]) -> String {
-        let stops: Vec<_> = stops.iter().map(|s| (*s).to_owned()).collect();
-        let mut writer = Writer::new(text, prompt, &stops).unwrap();
-        let mut shown = String::new();
-        for &token in tokens {
-            shown.push_str(&writer.push(token).unwrap().0);
-        }
-        shown.push_str(&writer.finish().unwrap());
-        assert_eq!(shown, writer.text, "what is shown is what is kept");
-        shown
-    }
-
-    #[test]
-    fn prompt_and_continuation_make_the_whole_text() {
-        let text = llama_like();
-        for prompt in [&[1, 4][..], &[1, 4, 3], &[1, 4, 3, 3], &[1], &[4, 6]] {
-            for tokens in [&[5, 3, 4][..], &[3], &[3, 5], &[6, 7]] {
-                let whole = text.tokenizer.decode(&[prompt, tokens].concat(), true).unwrap();
-                let head = text.tokenizer.decode(prompt, true).unwrap();
-                let rest = written(&text, prompt, tokens, &[]);
-                assert_eq!(format!("{head}{rest}"), whole, "{prompt:?} and {tokens:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn stop_strings_end_the_text_and_are_not_shown() {
-        let text = llama_like();
-        assert_eq!(written(&text, &[1, 4], &[5, 3, 4], &["\n"]), " b");
-        assert_eq!(written(&text, &[1, 4], &[5, 3, 4, 6], &["ab", "never"]), " b\n ");
-        // Held back until the end shows that it is none.
-        assert_eq!(written(&text, &[1, 4], &[5, 4], &[" a b"]), " b a");
-    }
+    Ok(Generated { tokens, text: writer.map(Writer::into_text), finish, timings })
 }

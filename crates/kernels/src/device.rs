@@ -154,6 +154,9 @@ pub struct Scan<'a> {
     pub dt_bias_e: &'a Buf,
 }
 
+/// Positions of a token cache that lie together on every device: it can be cut at their multiples.
+pub const CACHE_BLOCK: usize = 32;
+
 /// Tokens between two states that [`Device::scan`] saves for its backward pass.
 pub const SCAN_CHUNK: usize = 16;
 
@@ -284,6 +287,10 @@ pub trait Device: Send + Sync {
     /// Name for reports, such as `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
 
+    /// Names the order and rounding of all sums, and the arrangement of caches: devices with equal ones give equal
+    /// bits.
+    fn arithmetic(&self) -> String;
+
     /// Worker threads that kernels use.
     fn threads(&self) -> usize;
 
@@ -410,7 +417,8 @@ pub trait Device: Send + Sync {
 
     /// Elements that a cache of keys, or one of values, has for the first `rows` positions of a slot. Slot `s` of
     /// a cache with `n` rows per slot begins at element `s * cache_len(n)`, and what it holds of a sequence of
-    /// `m` tokens is its first `cache_len(m)` elements. How they are arranged is the device's own business.
+    /// `m` tokens is its first `cache_len(m)` elements; at multiples of [`CACHE_BLOCK`] the rest belongs to later
+    /// tokens alone. How they are arranged is the device's own business.
     fn cache_len(&self, dtype: Dtype, rows: usize, kv: usize, p: usize) -> usize;
 
     /// Puts the rows of each span at positions `pos ..` of its slot of the caches, rounding to their type.

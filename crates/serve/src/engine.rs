@@ -1,35 +1,442 @@
-//! The engine: tokens in, tokens out.
+//! The engine: one thread owns the model, its state and its slots, and takes steps over all that is under way.
+//!
+//! A step admits requests to free slots, takes the next token of every sequence that generates and pieces of the
+//! prompts that do not through the model in one packed batch, chooses tokens and hands them out. What a sequence
+//! gets depends on itself alone: kernels add up in an order that knows no neighbours (see `docs/NUMERICS.md`), and
+//! every sequence has its own sampler. So answers are the same bits alone or among others, in whatever pieces the
+//! prompt went, and from a cached beginning or from none.
 
+mod cache;
+mod forward;
 mod handle;
+mod likely;
+mod queue;
 mod request;
 mod saved;
+mod sequence;
+#[cfg(test)]
+mod tests;
 
-pub use handle::{Answer, Facts, Handle, Permit, Settings};
+pub use handle::{Answer, Costs, Facts, Handle, Permit, Settings};
 pub use request::{Constrain, Done, Event, Failure, Finish, Logprob, Refusal, Request, Salt, Token, Usage};
 pub use saved::{Saved, SavedError};
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use zamba::Zamba;
+use tokio::sync::mpsc::error::TrySendError;
 use zamba::tokenizer::Tokenizer;
+use zamba::{State, Workspace, Zamba};
 
-use crate::metrics::Metrics;
+use self::cache::{Cache, Found, common};
+use self::forward::{Looked, Work};
+use self::handle::{Command, Job};
+use self::queue::Queue;
+use self::sequence::{Outcome, Sequence, uses_cache};
+use crate::metrics::{Metrics, Reason};
 
-/// The engine itself. It lives on its own thread, see [`Engine::start`].
-pub struct Engine {}
+/// How long the engine sleeps at most while there is nothing to compute, to look after its deadlines.
+const IDLE: Duration = Duration::from_millis(250);
+
+/// How long it sleeps while all that is under way waits for its readers.
+const UNREAD: Duration = Duration::from_millis(2);
+
+/// Tokens that waiting for another sequence's prompt must save, at least.
+const WORTH_WAITING: usize = 32;
+
+/// The engine itself, which lives on one thread. Others speak to it through its [`Handle`].
+pub struct Engine {
+    model: Zamba,
+    workspace: Workspace,
+    state: State,
+    settings: Settings,
+    commands: Receiver<Command>,
+    queue: Queue,
+    active: Vec<Sequence>,
+    free: Vec<usize>,
+    cache: Cache,
+    metrics: Arc<Metrics>,
+    /// Logits on the host, kept between steps.
+    host: Vec<f32>,
+    evictions_counted: u64,
+}
 
 impl Engine {
-    /// Starts the engine's thread.
-    pub fn start(model: Zamba, tokenizer: Option<Tokenizer>, settings: Settings) -> Handle {
-        let _ = tokenizer;
-        let (sender, _receiver) = mpsc::channel();
-        let facts = Facts {
-            vocab: model.config.vocab_size,
-            width: model.config.hidden_size,
-            context: settings.context,
-            slots: settings.slots,
+    /// An engine for `model` that has not begun, and its handle. `tokenizer` makes text of new tokens.
+    ///
+    /// # Panics
+    /// If there are no slots, no context, or a step has not room for one token of every slot.
+    pub fn new(model: Zamba, tokenizer: Option<Tokenizer>, settings: Settings) -> (Engine, Handle) {
+        let Settings { slots, context, batch_tokens, .. } = settings;
+        assert!(slots > 0 && context > 1, "{slots} slots of {context} tokens");
+        assert!(batch_tokens > slots, "{batch_tokens} tokens in a step of {slots} slots");
+        let (sender, commands) = channel();
+        let facts = Facts { vocab: model.config.vocab_size, width: model.config.hidden_size, context, slots };
+        let metrics = Arc::new(Metrics::default());
+        let handle = Handle::new(sender, settings.clone(), facts, metrics.clone(), tokenizer);
+        let engine = Engine {
+            workspace: Workspace::new(model.device().clone()),
+            state: State::new(&model, slots, context),
+            commands,
+            queue: Queue::default(),
+            active: vec![],
+            free: (0..slots).rev().collect(),
+            cache: Cache::new(settings.cache_bytes),
+            metrics,
+            host: vec![],
+            evictions_counted: 0,
+            model,
+            settings,
         };
-        Handle::new(sender, settings, facts, Arc::new(Metrics::default()))
+        (engine, handle)
     }
+
+    /// Makes an engine and runs it on a thread of its own until [`Handle::stop`].
+    ///
+    /// # Errors
+    /// If the system has no thread left.
+    ///
+    /// # Panics
+    /// As [`Engine::new`].
+    pub fn start(
+        model: Zamba,
+        tokenizer: Option<Tokenizer>,
+        settings: Settings,
+    ) -> std::io::Result<(Handle, JoinHandle<()>)> {
+        // The workspace belongs to the thread, so the engine is made there.
+        let (give, take) = channel();
+        let body = move || {
+            let (engine, handle) = Engine::new(model, tokenizer, settings);
+            if give.send(handle).is_ok() {
+                engine.run();
+            }
+        };
+        let thread = std::thread::Builder::new().name("engine".to_owned()).spawn(body)?;
+        match take.recv() {
+            Ok(handle) => Ok((handle, thread)),
+            Err(_) => Err(std::io::Error::other("the engine could not be made")),
+        }
+    }
+
+    /// Takes steps until it is told to stop, or nobody is left who could ask anything.
+    pub fn run(mut self) {
+        let mut wait = IDLE;
+        while self.listen(wait) {
+            wait = match self.step() {
+                true => Duration::ZERO,
+                false if self.active.is_empty() => IDLE,
+                false => UNREAD,
+            };
+        }
+        self.break_off(&Failure::ShuttingDown);
+    }
+
+    /// Takes commands, waiting for the first one for as long as `wait`. False when it is time to end.
+    pub(crate) fn listen(&mut self, wait: Duration) -> bool {
+        let first = match wait.is_zero() {
+            true => self.commands.try_recv().map_err(|e| e == std::sync::mpsc::TryRecvError::Disconnected),
+            false => self.commands.recv_timeout(wait).map_err(|e| e == RecvTimeoutError::Disconnected),
+        };
+        let mut next = match first {
+            Ok(command) => Some(command),
+            Err(gone) => return !gone,
+        };
+        while let Some(command) = next {
+            match command {
+                Command::Stop => return false,
+                Command::Start(job) => self.queue.push(job),
+                // Whoever asked may have gone.
+                Command::Export { salt, tokens, reply } => {
+                    let _ = reply.send(saved::export(&self.cache, &self.state, &self.model, &salt, &tokens));
+                }
+                Command::Import { salt, saved, reply } => {
+                    let _ =
+                        reply.send(saved::import(&mut self.cache, &self.state, &self.model, &salt, &saved));
+                }
+            }
+            next = self.commands.try_recv().ok();
+        }
+        true
+    }
+
+    /// One step. False if there was nothing to do.
+    pub fn step(&mut self) -> bool {
+        let now = Instant::now();
+        self.sweep(now);
+        self.admit(now);
+        self.count();
+        let answered = self.answer_known();
+        let work = self.plan(now);
+        if work.is_empty() {
+            return answered;
+        }
+        let started = Instant::now();
+        let looked = catch_unwind(AssertUnwindSafe(|| self.forward(&work)));
+        self.metrics.busy_seconds.inc_by(started.elapsed().as_secs_f64());
+        self.metrics.steps.inc();
+        match looked {
+            Ok(looked) => self.advance(&work, looked),
+            Err(panic) => self.begin_anew(&words(panic.as_ref())),
+        }
+        true
+    }
+
+    /// Ends what nobody waits for any more, and what has run out of time.
+    fn sweep(&mut self, now: Instant) {
+        let Settings { queue_timeout, request_timeout, stall_timeout, .. } = self.settings;
+        for job in self.queue.take(|job| job.events.is_closed() || now - job.since > queue_timeout) {
+            refuse(job, Failure::QueueTimeout, &self.metrics);
+        }
+        let mut at = 0;
+        while let Some(sequence) = self.active.get(at) {
+            let failure = sequence.overdue(now, stall_timeout, request_timeout);
+            if sequence.is_abandoned() || failure.is_some() {
+                self.end(at, failure.map(Err));
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Gives free slots to requests that wait, from the longest beginning that is cached.
+    fn admit(&mut self, now: Instant) {
+        while let Some(&slot) = self.free.last() {
+            let Engine { queue, cache, active, .. } = self;
+            let mut found = Found::default();
+            let job = queue.pop(|job| {
+                found = Found::default();
+                if uses_cache(&job.request) && cache.is_on() {
+                    found = cache.find(&job.request.salt, &job.request.prompt);
+                    return !waits_for_another(job, &found, active);
+                }
+                true
+            });
+            let Some(job) = job else { return };
+            self.free.pop();
+            self.begin(job, slot, &found, now);
+        }
+    }
+
+    fn begin(&mut self, job: Job, slot: usize, found: &Found, now: Instant) {
+        self.metrics.waited(now - job.since);
+        self.metrics.prompt_tokens.inc_by(job.request.prompt.len() as u64);
+        self.metrics.prompt_length.observe(job.request.prompt.len() as f64);
+        self.state.reset(slot);
+        let mut sequence = Sequence::begin(job, slot, found.len, self.state.context(), now);
+        sequence.known_logits = self.cache.restore(found, &mut self.state, slot);
+        if sequence.fed < sequence.prompt {
+            sequence.known_logits = None;
+        }
+        if sequence.uses_cache() && self.cache.is_on() {
+            self.metrics.cache_queries.inc_by(sequence.prompt as u64);
+            self.metrics.cache_hits.inc_by(found.len as u64);
+            let known = found.known.min(sequence.prompt);
+            self.metrics.cache_recomputed.inc_by((known - found.len) as u64);
+            // Two sequences part here, so a third may too.
+            if known > found.len && known < sequence.prompt {
+                sequence.cuts.push(known);
+            }
+        }
+        self.active.push(sequence);
+    }
+
+    /// Goes on with sequences whose whole prompt was cached with the logits that follow. Whether there were any.
+    fn answer_known(&mut self) -> bool {
+        let (mut at, mut any) = (0, false);
+        while at < self.active.len() {
+            match self.active[at].known_logits.take() {
+                Some(mut logits) => {
+                    any = true;
+                    at += usize::from(self.follow(at, &mut logits));
+                }
+                None => at += 1,
+            }
+        }
+        any
+    }
+
+    /// The next tokens of every sequence: one of those that generate, and as many of prompts as there is room.
+    fn plan(&mut self, now: Instant) -> Vec<Work> {
+        let interval = self.settings.cache_interval;
+        let mut work = vec![];
+        let mut prompts = vec![];
+        for (at, sequence) in self.active.iter_mut().enumerate() {
+            if !sequence.is_read(now) {
+                continue;
+            }
+            if sequence.is_prefilling() {
+                prompts.push((sequence.next_cut(interval) - sequence.fed, at));
+            } else if sequence.fed < sequence.tokens.len() {
+                work.push(Work { at, from: sequence.fed, to: sequence.fed + 1 });
+            }
+        }
+        let room = self.settings.batch_tokens - work.len();
+        let mut room = if work.is_empty() { room } else { room.min(self.settings.mixed_tokens.max(1)) };
+        // Equal shares; the shortest come first, so that what they do not need is left for the others.
+        prompts.sort_by_key(|(tokens, _)| *tokens);
+        for (i, (tokens, at)) in prompts.iter().enumerate() {
+            let share = (room.div_ceil(prompts.len() - i)).min(*tokens);
+            if share > 0 {
+                let from = self.active[*at].fed;
+                work.push(Work { at: *at, from, to: from + share });
+                room -= share;
+            }
+        }
+        work.sort_by_key(|w| w.at);
+        work
+    }
+
+    /// Moves sequences on by what a step has computed. Ends those that are done, last first, because ending one
+    /// moves those behind it.
+    fn advance(&mut self, work: &[Work], mut looked: Looked) {
+        for w in work.iter().rev() {
+            let sequence = &mut self.active[w.at];
+            sequence.fed = w.to;
+            if let Some(hidden) = looked.hidden.remove(&w.at) {
+                sequence.pool(&hidden, self.model.config.hidden_size);
+            }
+            if let Some(scores) = looked.scores.remove(&w.at) {
+                sequence.score(scores);
+            }
+            let logits = looked.last.remove(&w.at);
+            self.keep_if_due(w.at, logits.as_deref());
+            if let Some(mut logits) = logits {
+                self.follow(w.at, &mut logits);
+            }
+        }
+    }
+
+    /// Goes on from logits. A fault in this sequence's own part of the work ends this sequence alone. False if
+    /// it has ended.
+    fn follow(&mut self, at: usize, logits: &mut [f32]) -> bool {
+        let Engine { active, metrics, .. } = self;
+        let advance = AssertUnwindSafe(|| active[at].advance(logits, metrics));
+        match catch_unwind(advance) {
+            Ok(Outcome::Goes) => true,
+            Ok(Outcome::Ends(result)) => {
+                self.end(at, Some(result));
+                false
+            }
+            Err(panic) => {
+                self.end(at, Some(Err(Failure::Internal(words(panic.as_ref())))));
+                false
+            }
+        }
+    }
+
+    /// Keeps the state where others may begin: at the end of the prompt, where sequences part, and at intervals.
+    fn keep_if_due(&mut self, at: usize, logits: Option<&[f32]>) {
+        let sequence = &self.active[at];
+        let fed = sequence.fed;
+        let due = fed == sequence.prompt
+            || sequence.cuts.contains(&fed)
+            || fed.is_multiple_of(self.settings.cache_interval.max(1));
+        if due {
+            let logits = logits.filter(|_| fed == sequence.prompt);
+            self.keep(at, logits.map(<[f32]>::to_vec).as_deref());
+        }
+    }
+
+    fn keep(&mut self, at: usize, logits: Option<&[f32]>) {
+        let sequence = &self.active[at];
+        let (salt, tokens) = (&sequence.request.salt, &sequence.tokens[..sequence.fed]);
+        if self.cache.is_on() && sequence.uses_cache() && !self.cache.has(salt, tokens, logits.is_some()) {
+            self.cache.keep(salt, tokens, &self.state, sequence.slot, logits);
+        }
+    }
+
+    /// Ends a sequence with its last event, or with none if nobody waits for it. Its slot is free.
+    fn end(&mut self, at: usize, result: Option<Result<Finish, Failure>>) {
+        // What was said is the beginning of the next turn.
+        if !self.active[at].is_prefilling() && !matches!(result, Some(Err(Failure::Internal(_)))) {
+            self.keep(at, None);
+        }
+        let sequence = self.active.remove(at);
+        self.free.push(sequence.slot);
+        match result {
+            Some(result) => sequence.end(result, &self.metrics),
+            None => sequence.abandon(&self.metrics),
+        }
+    }
+
+    /// After a fault in the model's part of a step nothing in the slots can be trusted: all that is under way fails,
+    /// and the next step begins with new memory.
+    fn begin_anew(&mut self, words: &str) {
+        while let Some(sequence) = self.active.pop() {
+            sequence.end(Err(Failure::Internal(words.to_owned())), &self.metrics);
+        }
+        self.workspace = Workspace::new(self.model.device().clone());
+        self.state = State::new(&self.model, self.settings.slots, self.settings.context);
+        self.free = (0..self.settings.slots).rev().collect();
+    }
+
+    /// Ends everything.
+    fn break_off(&mut self, failure: &Failure) {
+        while let Some(sequence) = self.active.pop() {
+            sequence.end(Err(failure.clone()), &self.metrics);
+        }
+        while let Ok(command) = self.commands.try_recv() {
+            if let Command::Start(job) = command {
+                self.queue.push(job);
+            }
+        }
+        for job in self.queue.take(|_| true) {
+            refuse(job, failure.clone(), &self.metrics);
+        }
+        self.count();
+    }
+
+    fn count(&mut self) {
+        let m = &self.metrics;
+        m.running.set(self.active.len() as i64);
+        m.waiting.set(self.queue.len() as i64);
+        let used: usize = self.active.iter().map(|s| s.fed).sum();
+        m.kv_usage.set(used as f64 / (self.settings.slots * self.settings.context) as f64);
+        m.cache_bytes.set(self.cache.bytes() as i64);
+        m.cache_states.set(self.cache.states() as i64);
+        m.cache_evictions.inc_by(self.cache.evictions() - self.evictions_counted);
+        self.evictions_counted = self.cache.evictions();
+    }
+}
+
+/// Whether a request should wait because another one is computing what it begins with. The other one then keeps its
+/// state where the two part.
+fn waits_for_another(job: &Job, found: &Found, active: &mut [Sequence]) -> bool {
+    let prompt = &job.request.prompt;
+    for other in active.iter_mut().filter(|s| s.is_prefilling() && s.uses_cache()) {
+        if other.request.salt != job.request.salt {
+            continue;
+        }
+        let alike = common(prompt, &other.tokens);
+        if alike < other.fed + 1 || alike < found.len + WORTH_WAITING {
+            continue;
+        }
+        if alike < other.prompt && !other.cuts.contains(&alike) {
+            other.cuts.push(alike);
+            other.cuts.sort_unstable();
+        }
+        return true;
+    }
+    false
+}
+
+/// Ends a request that never had a slot.
+fn refuse(job: Job, failure: Failure, metrics: &Metrics) {
+    let event = Event::Failed(failure);
+    let reason = Reason::of(&event);
+    // The channel of a request that has not begun is empty, so only its reader can be missing.
+    let reason = match job.events.try_send(event) {
+        Err(TrySendError::Closed(_)) => Reason::ABORT,
+        _ => reason,
+    };
+    metrics.finished.get_or_create(&reason).inc();
+}
+
+/// What a panic said.
+fn words(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|s| (*s).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "unknown fault".to_owned())
 }

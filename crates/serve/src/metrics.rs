@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::engine::{Done, Event, Failure, Finish};
+
 /// Everything that the engine counts. Cheap to update from any thread.
 pub struct Metrics {
     registry: Mutex<Registry>,
@@ -75,6 +77,22 @@ pub struct Metrics {
 pub struct Reason {
     /// `stop`, `length`, `abort` or `error`.
     pub finished_reason: &'static str,
+}
+
+impl Reason {
+    /// Nobody waited for the end.
+    pub(crate) const ABORT: Reason = Reason { finished_reason: "abort" };
+
+    /// That of an answer's last event.
+    pub(crate) fn of(event: &Event) -> Reason {
+        let finished_reason = match event {
+            Event::Done(Done { finish: Finish::End | Finish::Stop(_), .. }) => "stop",
+            Event::Done(Done { finish: Finish::Length, .. }) => "length",
+            Event::Failed(Failure::ShuttingDown | Failure::Stalled) => "abort",
+            _ => "error",
+        };
+        Reason { finished_reason }
+    }
 }
 
 fn seconds() -> Histogram {

@@ -21,6 +21,7 @@ pub mod state;
 pub mod stop;
 pub mod template;
 pub mod tokenizer;
+pub mod writer;
 
 pub use config::ZambaConfig;
 pub use ctx::{Batch, Ctx, Workspace};

@@ -60,31 +60,38 @@ pub struct StopStrings {
     patterns: Vec<Pattern>,
     /// Text seen and not emitted: exactly the longest suffix that begins some stop string.
     held: String,
-    stopped: bool,
+    /// The pattern that is complete.
+    stopped: Option<usize>,
 }
 
 impl StopStrings {
     /// A matcher for `stops`. Empty strings are left out: they would end every text before its first character.
     pub fn new(stops: Vec<String>) -> Self {
         let patterns = stops.iter().filter(|s| !s.is_empty()).map(|s| Pattern::new(s)).collect();
-        Self { patterns, held: String::new(), stopped: false }
+        Self { patterns, held: String::new(), stopped: None }
     }
 
     /// Whether a stop string has been seen.
     pub fn stopped(&self) -> bool {
-        self.stopped
+        self.stopped.is_some()
+    }
+
+    /// The stop string that has been seen.
+    pub fn stopped_by(&self) -> Option<&str> {
+        std::str::from_utf8(&self.patterns[self.stopped?].bytes).ok()
     }
 
     /// Takes the next piece of text and says what may be shown now.
     pub fn push(&mut self, piece: &str) -> StopOutcome {
-        if self.stopped {
+        if self.stopped() {
             return StopOutcome { text_to_emit: String::new(), stopped: true };
         }
         let piece_start = self.held.len();
         self.held.push_str(piece);
         for (i, byte) in piece.bytes().enumerate() {
-            if let Some(len) = self.step(byte) {
-                self.stopped = true;
+            if let Some(pattern) = self.step(byte) {
+                let len = self.patterns[pattern].bytes.len();
+                self.stopped = Some(pattern);
                 self.held.truncate(piece_start + i + 1 - len);
                 return StopOutcome { text_to_emit: std::mem::take(&mut self.held), stopped: true };
             }
@@ -103,15 +110,15 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    /// Feeds one byte to every pattern; the length of the longest that ends here.
+    /// Feeds one byte to every pattern; the longest that ends here.
     fn step(&mut self, byte: u8) -> Option<usize> {
         let mut longest = None;
-        for pattern in &mut self.patterns {
+        for (i, pattern) in self.patterns.iter_mut().enumerate() {
             if pattern.step(byte) {
-                longest = longest.max(Some(pattern.bytes.len()));
+                longest = longest.max(Some((pattern.bytes.len(), i)));
             }
         }
-        longest
+        longest.map(|(_, i)| i)
     }
 }
 

@@ -162,3 +162,44 @@ fn a_used_slot_starts_clean_and_a_copied_slot_goes_its_own_way() {
         assert!(copy == whole[12 * 61..], "{}", dev.name());
     }
 }
+
+#[test]
+fn a_state_that_was_read_out_goes_on_in_any_slot_of_any_size() {
+    for (dev, format) in in_each_format(devices()) {
+        let model = lively(&small_config(), dev.clone(), format, 9);
+        let ws = Workspace::new(dev.clone());
+        let (a, b) = (tokens(75, 61, 10), tokens(40, 61, 11));
+        let whole = logits(&model, &ws, Batch::of(&[a.clone(), b.clone()].concat()), None);
+        // Ends on and beside the borders of runs, and a sequence that went on after its first rows were read.
+        for end in [1, 31, 32, 33, 64, 75] {
+            let mut from = State::new(&model, 2, 128);
+            let mut head = Batch::default();
+            head.push(1, 0, &a[..end.min(32)]);
+            logits(&model, &ws, head, Some(&mut from));
+            let mut runs = vec![];
+            if end >= 32 {
+                runs.push(from.rows(1, 0..32));
+            }
+            if end > 32 {
+                let mut rest = Batch::default();
+                rest.push(1, 32, &a[32..end]);
+                logits(&model, &ws, rest, Some(&mut from));
+            }
+            for begin in (runs.len() * 32..end).step_by(32) {
+                runs.push(from.rows(1, begin..end.min(begin + 32)));
+            }
+            let recurrent = from.recurrent(1);
+
+            let mut to = State::new(&model, 3, 115);
+            assert_eq!(from.layout(), to.layout());
+            let mut other = Batch::default();
+            other.push(2, 0, &tokens(90, 61, 12));
+            logits(&model, &ws, other, Some(&mut to));
+            to.restore(2, end, &recurrent, runs.iter());
+            let mut rest = Batch::default();
+            rest.push(2, end, &[&a[end..], &b].concat());
+            let got = logits(&model, &ws, rest, Some(&mut to));
+            assert!(got == whole[end * 61..], "{} {format:?}: {end} tokens", dev.name());
+        }
+    }
+}

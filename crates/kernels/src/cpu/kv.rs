@@ -18,7 +18,7 @@ use super::{Cpu, scratch};
 use crate::{Attention, Buf, CacheRows, Span};
 
 /// Positions of a block.
-pub(super) const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = crate::CACHE_BLOCK;
 /// Columns of a step along a row of keys.
 pub(super) const STEP: usize = 32;
 

@@ -125,6 +125,10 @@ impl Device for Cpu {
         format!("cpu ({}, {} thread{plural})", self.isa, self.threads())
     }
 
+    fn arithmetic(&self) -> String {
+        format!("cpu {}", self.isa)
+    }
+
     fn threads(&self) -> usize {
         self.pool.threads()
     }

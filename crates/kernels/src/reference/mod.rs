@@ -119,6 +119,10 @@ impl Device for Reference {
         "reference (scalar f64, 1 thread)".into()
     }
 
+    fn arithmetic(&self) -> String {
+        "reference".to_owned()
+    }
+
     fn threads(&self) -> usize {
         1
     }

@@ -7,9 +7,13 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use zamba::sampler::Sampler;
+use zamba::tokenizer::Tokenizer;
+use zamba::writer::Writer;
 
 use super::request::{Event, Refusal, Request, Salt};
 use super::saved::{Saved, SavedError};
+use super::sequence::EVENTS_PER_STEP;
 use crate::metrics::Metrics;
 
 /// What the engine may use. Results do not depend on it.
@@ -39,6 +43,23 @@ pub struct Settings {
     pub cache_interval: usize,
     /// Events that a reader may lag behind before its sequence pauses.
     pub event_backlog: usize,
+    /// What the work costs, for the metrics.
+    pub costs: Costs,
+}
+
+/// What the work of the model costs at least.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Costs {
+    /// Bytes of weights that a step reads.
+    pub bytes_per_step: u64,
+    /// Bytes of recurrent state that a step reads for each sequence.
+    pub bytes_per_sequence: u64,
+    /// Bytes of keys and values of each earlier token that a step reads for each sequence.
+    pub bytes_per_context: u64,
+    /// Operations for each token.
+    pub flops_per_token: u64,
+    /// Operations for each token and each earlier one.
+    pub flops_per_context: u64,
 }
 
 impl Default for Settings {
@@ -54,8 +75,9 @@ impl Default for Settings {
             request_timeout: Duration::from_secs(3600),
             stall_timeout: Duration::from_secs(30),
             cache_bytes: 1 << 30,
-            cache_interval: 512,
+            cache_interval: 256,
             event_backlog: 64,
+            costs: Costs::default(),
         }
     }
 }
@@ -78,6 +100,7 @@ pub(crate) struct Shared {
     pub(crate) settings: Settings,
     pub(crate) facts: Facts,
     pub(crate) metrics: Arc<Metrics>,
+    tokenizer: Option<Tokenizer>,
     /// Requests between [`Handle::admit`] and their end.
     admitted: AtomicUsize,
     /// Prompt tokens of requests that have been handed over and have no slot yet.
@@ -102,7 +125,10 @@ pub(crate) struct Job {
     pub(crate) request: Request,
     pub(crate) events: mpsc::Sender<Event>,
     pub(crate) since: Instant,
-    pub(crate) tokens: WaitingTokens,
+    pub(crate) sampler: Sampler,
+    pub(crate) writer: Option<Writer>,
+    /// Held until the request has a slot.
+    pub(crate) _tokens: WaitingTokens,
     /// Held until the request ends, whatever ends it.
     pub(crate) permit: Permit,
 }
@@ -142,12 +168,14 @@ impl Handle {
         settings: Settings,
         facts: Facts,
         metrics: Arc<Metrics>,
+        tokenizer: Option<Tokenizer>,
     ) -> Self {
         let shared = Shared {
             commands,
             settings,
             facts,
             metrics,
+            tokenizer,
             admitted: AtomicUsize::new(0),
             waiting_tokens: AtomicUsize::new(0),
             stopping: AtomicBool::new(false),
@@ -193,8 +221,11 @@ impl Handle {
     pub fn submit(&self, permit: Permit, request: Request) -> Result<Answer, Refusal> {
         self.check(&request)?;
         let tokens = self.wait(request.prompt.len())?;
-        let (events, answer) = mpsc::channel(self.shared.settings.event_backlog.max(1));
-        let job = Job { request, events, since: Instant::now(), tokens, permit };
+        let sampler = sampler(&request)?;
+        let writer = self.writer(&request)?;
+        let (events, answer) = mpsc::channel(self.shared.settings.event_backlog + EVENTS_PER_STEP);
+        let since = Instant::now();
+        let job = Job { request, events, since, sampler, writer, _tokens: tokens, permit };
         let sent = self.shared.commands.send(Command::Start(job));
         sent.map(|()| Answer { events: answer }).map_err(|_| Refusal::ShuttingDown)
     }
@@ -218,7 +249,16 @@ impl Handle {
         if let Some(&token) = biased.clone().find(outside) {
             return Err(Refusal::Vocabulary { token, vocab: facts.vocab });
         }
-        Ok(request.sampler.validate()?)
+        Ok(())
+    }
+
+    /// What makes text of the new tokens, if there is a tokenizer.
+    fn writer(&self, request: &Request) -> Result<Option<Writer>, Refusal> {
+        let Some(tokenizer) = &self.shared.tokenizer else {
+            return if request.stops.is_empty() { Ok(None) } else { Err(Refusal::NoText) };
+        };
+        let writer = Writer::new(tokenizer, &request.prompt, &request.stops);
+        writer.map(Some).map_err(|e| Refusal::Text(e.to_string()))
     }
 
     /// Counts a prompt as waiting. One that is alone may be as long as it likes.
@@ -277,6 +317,13 @@ impl Handle {
         // If it has ended already there is nothing to break off.
         let _ = self.shared.commands.send(Command::Stop);
     }
+}
+
+/// A sampler that knows the prompt.
+fn sampler(request: &Request) -> Result<Sampler, Refusal> {
+    let mut sampler = Sampler::new(request.sampler.clone())?;
+    request.prompt.iter().for_each(|token| sampler.accept(*token));
+    Ok(sampler)
 }
 
 /// An answer as it comes.

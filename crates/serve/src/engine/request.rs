@@ -187,6 +187,12 @@ pub enum Refusal {
         /// Size of the vocabulary.
         vocab: usize,
     },
+    /// Stop strings without a tokenizer.
+    #[error("stop strings need a tokenizer, and the model has none")]
+    NoText,
+    /// The tokenizer failed on the prompt.
+    #[error("the tokenizer cannot make text of the prompt: {0}")]
+    Text(String),
     /// An option of the sampler.
     #[error(transparent)]
     Sampler(#[from] zamba::sampler::SamplerError),
