@@ -60,7 +60,8 @@ fn what_the_page_refers_to_is_served_and_nothing_is_outside() {
         let links = values(content, "src").chain(values(content, "href"));
         used.extend(links.filter(|link| link.starts_with("/assets/")));
         if kind == JS {
-            let imports = content.lines().filter_map(|line| line.split_once(" from \"")).map(|(_, rest)| rest);
+            let imports =
+                content.lines().filter_map(|line| line.split_once(" from \"")).map(|(_, rest)| rest);
             used.extend(imports.map(|rest| rest.split('"').next().unwrap_or_default()));
         }
         let outside = content.replace("http://www.w3.org/2000/svg", "");
@@ -83,7 +84,8 @@ fn nothing_is_inline() {
     let words: Vec<&str> = html.split(|c: char| c.is_whitespace() || c == '<').collect();
     for word in words {
         let name = word.split('=').next().unwrap_or_default();
-        let handler = name.strip_prefix("on").is_some_and(|event| event.chars().all(|c| c.is_ascii_lowercase()));
+        let handler =
+            name.strip_prefix("on").is_some_and(|event| event.chars().all(|c| c.is_ascii_lowercase()));
         assert!(!(word.contains('=') && (handler || name == "style")), "{word}");
     }
     assert!(!html.contains("javascript:"));
@@ -93,8 +95,19 @@ fn nothing_is_inline() {
 #[test]
 fn text_cannot_become_markup() {
     let makers = [
-        "innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "DOMParser", "createContextualFragment",
-        "setHTMLUnsafe", "srcdoc", "eval(", "Function(", "import(", "setAttribute(\"on", "setAttribute(\"style",
+        "innerHTML",
+        "outerHTML",
+        "insertAdjacentHTML",
+        "document.write",
+        "DOMParser",
+        "createContextualFragment",
+        "setHTMLUnsafe",
+        "srcdoc",
+        "eval(",
+        "Function(",
+        "import(",
+        "setAttribute(\"on",
+        "setAttribute(\"style",
     ];
     for &(path, _, content) in FILES.iter().filter(|(_, kind, _)| *kind == JS) {
         for word in makers {
@@ -119,7 +132,8 @@ fn names_of_elements_agree() {
         }
     }
     assert!(looked_for > 20, "{looked_for}");
-    for id in values(html, "for").chain(values(html, "aria-labelledby")).chain(values(html, "aria-controls")) {
+    for id in values(html, "for").chain(values(html, "aria-labelledby")).chain(values(html, "aria-controls"))
+    {
         assert!(ids.contains(id), "a label names #{id}");
     }
     for id in values(html, "href").filter_map(|link| link.strip_prefix('#')) {
