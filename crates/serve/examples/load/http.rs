@@ -138,7 +138,7 @@ impl Connection {
     pub(crate) async fn head(&mut self) -> Result<Head> {
         let first = self.line().await?;
         let status = first.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok());
-        let status = status.ok_or_else(|| Trouble::Nonsense(first))?;
+        let status = status.ok_or(Trouble::Nonsense(first))?;
         let mut headers = vec![];
         loop {
             let line = self.line().await?;

@@ -76,11 +76,10 @@ impl Server {
     async fn wait_until_healthy(&mut self) -> Result {
         let begun = Instant::now();
         while begun.elapsed() < START {
-            if let Some(child) = &mut self.child {
-                if let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
+            if let Some(child) = &mut self.child
+                && let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
                     return Err(format!("zamba serve ends with {status} before it answers"));
                 }
-            }
             let healthy = async {
                 let mut connection = Connection::open(self.address).await.ok()?;
                 Some(connection.ask("GET", "/health", None).await.ok()?.head.status)
@@ -106,10 +105,6 @@ impl Server {
             Some((name.to_owned(), value.parse().ok()?))
         };
         Ok(text.lines().filter(|line| !line.starts_with('#')).filter_map(pair).collect())
-    }
-
-    pub(crate) async fn metric(&self, name: &str) -> Result<f64> {
-        self.metrics().await?.get(name).copied().ok_or_else(|| format!("/metrics has no {name}"))
     }
 
     /// Requests in slots and in the queue.

@@ -75,7 +75,7 @@ async fn client(plan: Arc<Plan>, number: usize) {
         if at >= plan.requests {
             return;
         }
-        if at % (plan.requests / LOOKS).max(1) == 0 {
+        if at.is_multiple_of((plan.requests / LOOKS).max(1)) {
             plan.seen.lock().await.extend(plan.look.process().map(|process| (at, process)));
         }
         let mut draws = Draws::new(plan.seed, at as u64);
@@ -86,7 +86,7 @@ async fn client(plan: Arc<Plan>, number: usize) {
             Ok(()) => plan.times.lock().await.push(ms(begun.elapsed()) as f32),
             Err(why) => plan.failed.lock().await.push(why),
         }
-        if number % 2 == 0 {
+        if number.is_multiple_of(2) {
             kept = None;
         }
     }
