@@ -6,6 +6,7 @@ use zamba::template::ChatTemplate;
 use zamba::tokenizer::Tokenizer;
 
 use crate::engine::{Handle, Salt};
+use crate::states::States;
 
 /// A model that is being served.
 pub struct App {
@@ -26,7 +27,7 @@ pub struct App {
     /// Hash of weights and configuration, and version of the program.
     pub fingerprint: String,
     /// Where states are saved, if that is allowed.
-    pub states: Option<std::path::PathBuf>,
+    pub states: Option<States>,
 }
 
 /// What one request may ask for. Each is a flag of `zamba serve`.

@@ -337,6 +337,11 @@ impl Answer {
         self.events.recv().await
     }
 
+    /// The next event if it is there already.
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.events.try_recv().ok()
+    }
+
     /// As [`Answer::next`], for those who poll.
     pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
         self.events.poll_recv(context)
