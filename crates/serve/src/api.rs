@@ -8,8 +8,13 @@ mod chat;
 mod common;
 mod completions;
 mod conversation;
+mod embeddings;
 mod error;
+mod messages;
+mod models;
+mod openapi;
 mod run;
+mod tokens;
 mod tools;
 mod words;
 
@@ -17,10 +22,10 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::request::Parts;
-use axum::routing::post;
+use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
-use crate::app::{App, Caller, RequestId};
+use crate::app::{App, Caller};
 use crate::grammar::{Grammar, GrammarError, Grammars, Rule};
 use error::ApiError;
 use words::Words;
@@ -32,6 +37,7 @@ pub(crate) struct Api {
     encoders: Semaphore,
     /// Grammars that are compiled at once, likewise.
     compilers: Semaphore,
+    document: OnceLock<String>,
     words: OnceLock<Words>,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
@@ -40,7 +46,7 @@ impl Api {
     fn new(app: Arc<App>) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let (encoders, compilers) = (Semaphore::new(threads), Semaphore::new(threads));
-        Api { app, encoders, compilers, words: OnceLock::new(), grammars: OnceLock::new() }
+        Api { app, encoders, compilers, document: OnceLock::new(), words: OnceLock::new(), grammars: OnceLock::new() }
     }
 
     /// What tokens spell.
@@ -70,19 +76,14 @@ impl Api {
     }
 }
 
-/// Who asks, and under which number.
+/// Who asks.
 struct Ask {
     caller: Caller,
-    #[expect(dead_code, reason = "x")]
-    request: RequestId,
 }
 
 impl Ask {
     fn new(parts: &Parts) -> Self {
-        Ask {
-            caller: parts.extensions.get().cloned().unwrap_or_default(),
-            request: parts.extensions.get().cloned().unwrap_or_default(),
-        }
+        Ask { caller: parts.extensions.get().cloned().unwrap_or_default() }
     }
 }
 
@@ -91,5 +92,15 @@ pub fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
+        .route("/openapi.json", get(openapi::openapi))
+        .method_not_allowed_fallback(|| async { ApiError::method() })
         .with_state(Arc::new(Api::new(app)))
 }

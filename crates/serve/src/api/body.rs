@@ -69,7 +69,7 @@ fn of_body(error: &JsonError) -> String {
 
 /// Puts the library's words about a field into ours.
 fn explain(path: &str, message: &str) -> ApiError {
-    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, &short(name)));
+    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, name));
     if let Some(param) = named("unknown field `") {
         return ApiError::invalid(param, "this server does not know this field; leave it out");
     }
@@ -79,11 +79,10 @@ fn explain(path: &str, message: &str) -> ApiError {
     if path.is_empty() { ApiError::bad(message) } else { ApiError::invalid(short(path), message) }
 }
 
+/// The path of a field, whether or not `path` leads up to it already.
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() || path.ends_with(name) && path != name && path.ends_with(&format!(".{name}")) {
-        return if path.is_empty() { name.to_owned() } else { path.to_owned() };
-    }
-    format!("{path}.{name}")
+    let whole = path == name || path.ends_with(&format!(".{name}"));
+    short(&if whole { path.to_owned() } else if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") })
 }
 
 /// A name from outside, cut to a length that fits a line.

@@ -33,13 +33,13 @@ pub(crate) enum Prompt {
 }
 
 /// One prompt.
-enum One {
+pub(crate) enum One {
     Text(String),
     Tokens(Vec<u32>),
 }
 
 impl Prompt {
-    fn split(self) -> Vec<One> {
+    pub(crate) fn split(self) -> Vec<One> {
         match self {
             Prompt::Text(text) => vec![One::Text(text)],
             Prompt::Tokens(tokens) => vec![One::Tokens(tokens)],
