@@ -35,39 +35,40 @@ pub(crate) struct Api {
     pub(crate) app: Arc<App>,
     /// Long texts that are encoded at once: no more than there are processors.
     encoders: Semaphore,
-    /// Grammars that are compiled at once, likewise.
-    compilers: Semaphore,
     document: OnceLock<String>,
-    words: OnceLock<Words>,
+    /// What tokens spell.
+    words: Words,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
 impl Api {
     fn new(app: Arc<App>) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (encoders, compilers) = (Semaphore::new(threads), Semaphore::new(threads));
-        Api { app, encoders, compilers, document: OnceLock::new(), words: OnceLock::new(), grammars: OnceLock::new() }
-    }
-
-    /// What tokens spell.
-    fn words(&self) -> &Words {
-        self.words.get_or_init(|| Words::new(self.app.tokenizer.as_ref()))
+        let words = Words::new(app.tokenizer.as_ref());
+        let encoders = Semaphore::new(threads);
+        Api { app, encoders, words, document: OnceLock::new(), grammars: OnceLock::new() }
     }
 
     /// Compiles the grammar that the field `param` asks for.
-    async fn compile(&self, grammar: Grammar, param: &str) -> Result<Rule, ApiError> {
-        let Some(tokenizer) = &self.app.tokenizer else {
-            return Err(ApiError::invalid(param, "the model has no tokenizer, so no text can be held to a grammar"));
-        };
-        let prepared = self.grammars.get_or_init(|| Grammars::new(tokenizer, &self.app.ends));
-        let grammars = prepared.clone().map_err(|error| ApiError::invalid(param, error.to_string()))?;
-        let turn = self.compilers.acquire().await;
-        let rule = grammars.compile(grammar).await;
-        drop(turn);
-        rule.map_err(|error| match error {
+    async fn compile(self: &Arc<Self>, grammar: Grammar, param: &str) -> Result<Rule, ApiError> {
+        let wrong = |error: GrammarError| match error {
             GrammarError::Internal(_) => ApiError::internal(error.to_string()),
             error => ApiError::invalid(param, error.to_string()),
-        })
+        };
+        let Some(tokenizer) = self.app.tokenizer.clone() else {
+            let message = "the model has no tokenizer, so no text can be held to a grammar";
+            return Err(ApiError::invalid(param, message));
+        };
+        let api = self.clone();
+        let prepare = move || api.grammars.get_or_init(|| Grammars::new(&tokenizer, &api.app.ends)).clone();
+        let grammars = match self.grammars.get() {
+            Some(grammars) => grammars.clone(),
+            // The first one takes a while: it sorts the whole vocabulary.
+            None => tokio::task::spawn_blocking(prepare)
+                .await
+                .unwrap_or_else(|error| Err(GrammarError::Internal(error.to_string()))),
+        };
+        grammars.map_err(wrong)?.compile(grammar).await.map_err(wrong)
     }
 
     /// The text of tokens, without special ones.

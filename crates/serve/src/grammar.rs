@@ -10,6 +10,7 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 use zamba::tokenizer::{Tokenizer, TokenizerError};
 
 use crate::engine::Constrain;
@@ -53,6 +54,8 @@ pub enum Grammar {
 #[derive(Clone)]
 pub struct Grammars {
     factory: Arc<ParserFactory>,
+    /// Grammars that are compiled at once: no more than there are processors.
+    turns: Arc<Semaphore>,
 }
 
 impl Grammars {
@@ -76,7 +79,8 @@ impl Grammars {
         let mut factory = factory.map_err(|error| GrammarError::Tokenizer(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Grammars { factory: Arc::new(factory) })
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Grammars { factory: Arc::new(factory), turns: Arc::new(Semaphore::new(threads)) })
     }
 
     /// Compiles a grammar without holding up anyone else.
@@ -84,19 +88,26 @@ impl Grammars {
     /// # Errors
     /// If it is wrong, beyond the limits, or uses what is not implemented.
     pub async fn compile(&self, grammar: Grammar) -> Result<Rule, GrammarError> {
+        match tokio::time::timeout(PATIENCE, self.compile_in_turn(grammar)).await {
+            Err(_) => Err(GrammarError::TooSlow),
+            Ok(result) => result,
+        }
+    }
+
+    /// The turn ends with the work, not with the patience of whoever asked for it.
+    async fn compile_in_turn(&self, grammar: Grammar) -> Result<Rule, GrammarError> {
+        let internal = |what: &dyn std::fmt::Display| GrammarError::Internal(what.to_string());
+        let turn = self.turns.clone().acquire_owned().await.map_err(|error| internal(&error))?;
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let grammars = self.clone();
         let work = move || {
             // Nobody waits any longer if the receiver is gone.
             let _ = sender.send(grammars.compile_here(grammar));
+            drop(turn);
         };
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
-        thread.spawn(work).map_err(|error| GrammarError::Internal(error.to_string()))?;
-        match tokio::time::timeout(PATIENCE, receiver).await {
-            Err(_) => Err(GrammarError::TooSlow),
-            Ok(Err(_)) => Err(GrammarError::Internal("it ended without a result".to_owned())),
-            Ok(Ok(result)) => result,
-        }
+        thread.spawn(work).map_err(|error| internal(&error))?;
+        receiver.await.unwrap_or_else(|_| Err(internal(&"it ended without a result")))
     }
 
     fn compile_here(&self, grammar: Grammar) -> Result<Rule, GrammarError> {

@@ -302,7 +302,7 @@ impl Told {
     }
 
     fn token_logprobs(&self, logprob: &Logprob, offset: usize) -> CompletionLogprobs {
-        let words = &self.api.words();
+        let words = &self.api.words;
         let mut top = Map::new();
         let own = (logprob.token, logprob.logprob);
         for (id, value) in logprob.top.iter().copied().chain([own]) {
@@ -318,7 +318,7 @@ impl Told {
     }
 
     fn prompt_logprobs(&self, prompt: usize, scores: &[Option<Logprob>]) -> CompletionLogprobs {
-        let words = self.api.words();
+        let words = &self.api.words;
         let mut stream = self.api.app.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(true));
         let (mut all, mut offset) = (CompletionLogprobs::default(), 0);
         for (&id, score) in self.prompts[prompt].iter().zip(scores) {

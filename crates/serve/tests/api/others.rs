@@ -113,7 +113,10 @@ async fn a_full_server_says_when_to_come_back() {
         assert!(reply.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() > 0);
     }
     drop(held);
-    assert_eq!(bench.refused("/v1/completions", &json!({"prompt": "x", "n": 3}), 429).await, "");
+    assert_eq!(bench.refused("/v1/completions", &json!({"prompt": "x", "n": 3}), 400).await, "");
+    let held = bench.handle.admit().unwrap();
+    assert_eq!(bench.refused("/v1/completions", &json!({"prompt": "x", "n": 2}), 429).await, "");
+    drop(held);
     assert_eq!(bench.handle.in_flight(), 0);
     bench.handle.close();
     let reply = bench.post("/v1/completions", r#"{"prompt": "x"}"#).await;
