@@ -156,7 +156,9 @@ async fn collect(api: &Api, mut events: Events, format: EncodingFormat) -> Resul
         }
     }
     if vectors.iter().any(|(_, vector)| vector.iter().any(|x| !x.is_finite())) {
-        return Err(ApiError::internal("the model gave numbers that are not finite; its weights may be damaged"));
+        return Err(ApiError::internal(
+            "the model gave numbers that are not finite; its weights may be damaged",
+        ));
     }
     vectors.sort_by_key(|(index, _)| *index);
     usage.total_tokens = usage.prompt_tokens;

@@ -30,7 +30,9 @@ pub(crate) fn admit(handle: &Handle, count: usize, held: &mut Vec<Permit>) -> Re
     let most = settings.slots + settings.max_queue;
     if count > most {
         // Coming back later would not help.
-        return Err(ApiError::bad(format!("{count} answers in one request; this server takes {most} at once")));
+        return Err(ApiError::bad(format!(
+            "{count} answers in one request; this server takes {most} at once"
+        )));
     }
     while held.len() < count {
         held.push(handle.admit().map_err(|refusal| ApiError::refused(&refusal, "prompt"))?);

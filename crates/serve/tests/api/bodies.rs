@@ -9,9 +9,31 @@ use crate::harness::Bench;
 /// Values that no field takes, as text, for JSON has no form for some of them.
 fn strange() -> Vec<String> {
     let mut list: Vec<String> = [
-        "1e999", "-1e999", "NaN", "Infinity", "-1", "9223372036854775808", "18446744073709551616", "1.5", "1e308",
-        "0.1e-400", "\"\\ud800\"", "\"\\udc00x\"", "\"\u{1}\"", "[[[[]]]]", "{\"a\":{\"a\":{}}}", "[null]", "{\"\":0}",
-        "\"1\"", "tru", "01", "[1,]", "{\"k\":1,\"k\":2}", "\"\"", "true", "\"x\"",
+        "1e999",
+        "-1e999",
+        "NaN",
+        "Infinity",
+        "-1",
+        "9223372036854775808",
+        "18446744073709551616",
+        "1.5",
+        "1e308",
+        "0.1e-400",
+        "\"\\ud800\"",
+        "\"\\udc00x\"",
+        "\"\u{1}\"",
+        "[[[[]]]]",
+        "{\"a\":{\"a\":{}}}",
+        "[null]",
+        "{\"\":0}",
+        "\"1\"",
+        "tru",
+        "01",
+        "[1,]",
+        "{\"k\":1,\"k\":2}",
+        "\"\"",
+        "true",
+        "\"x\"",
     ]
     .map(str::to_owned)
     .to_vec();
@@ -23,24 +45,36 @@ fn strange() -> Vec<String> {
 fn whole() -> Vec<(&'static str, Value)> {
     let tool = json!({"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}});
     vec![
-        ("/v1/completions", json!({
-            "prompt": "x", "model": "tiny", "max_tokens": 1, "temperature": 1, "top_p": 1, "top_k": 1, "min_p": 0,
-            "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "repeat_last_n": 1,
-            "logit_bias": {"5": 1}, "seed": 1, "stop": ["zzz"], "stop_token_ids": [9], "ignore_eos": false, "n": 1,
-            "stream": false, "stream_options": null, "cache_salt": "s", "echo": false, "logprobs": 1, "best_of": 1,
-            "suffix": null, "user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
-        })),
-        ("/v1/chat/completions", json!({
-            "messages": [{"role": "user", "content": "x", "name": "n"}], "max_completion_tokens": 1, "logprobs": true,
-            "top_logprobs": 1, "response_format": {"type": "text"}, "tools": [tool], "tool_choice": "none",
-            "parallel_tool_calls": true, "modalities": ["text"], "seed": 1, "functions": null,
-        })),
-        ("/v1/messages", json!({
-            "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "system": "s", "stop_sequences": ["zzz"],
-            "temperature": 1, "top_p": 1, "top_k": 1, "metadata": {"user_id": "u"}, "service_tier": "auto",
-            "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "none"},
-        })),
-        ("/v1/embeddings", json!({"input": "x", "model": "tiny", "encoding_format": "float", "dimensions": 32})),
+        (
+            "/v1/completions",
+            json!({
+                "prompt": "x", "model": "tiny", "max_tokens": 1, "temperature": 1, "top_p": 1, "top_k": 1, "min_p": 0,
+                "frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "repeat_last_n": 1,
+                "logit_bias": {"5": 1}, "seed": 1, "stop": ["zzz"], "stop_token_ids": [9], "ignore_eos": false, "n": 1,
+                "stream": false, "stream_options": null, "cache_salt": "s", "echo": false, "logprobs": 1, "best_of": 1,
+                "suffix": null, "user": "u", "metadata": {"a": "b"}, "store": false, "service_tier": "auto",
+            }),
+        ),
+        (
+            "/v1/chat/completions",
+            json!({
+                "messages": [{"role": "user", "content": "x", "name": "n"}], "max_completion_tokens": 1, "logprobs": true,
+                "top_logprobs": 1, "response_format": {"type": "text"}, "tools": [tool], "tool_choice": "none",
+                "parallel_tool_calls": true, "modalities": ["text"], "seed": 1, "functions": null,
+            }),
+        ),
+        (
+            "/v1/messages",
+            json!({
+                "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "system": "s", "stop_sequences": ["zzz"],
+                "temperature": 1, "top_p": 1, "top_k": 1, "metadata": {"user_id": "u"}, "service_tier": "auto",
+                "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "none"},
+            }),
+        ),
+        (
+            "/v1/embeddings",
+            json!({"input": "x", "model": "tiny", "encoding_format": "float", "dimensions": 32}),
+        ),
         ("/tokenize", json!({"prompt": "x", "add_special_tokens": true, "return_token_strs": false})),
         ("/detokenize", json!({"tokens": [1]})),
     ]
@@ -60,13 +94,20 @@ async fn whatever_stands_in_a_field_is_answered_or_refused() {
                 marked[field] = "MARK".into();
                 let reply = bench.post(path, marked.to_string().replace("\"MARK\"", &value)).await;
                 let short: String = value.chars().take(30).collect();
-                assert!(reply.status == 200 || reply.status.is_client_error(), "{path} {field} {short} {}", reply.text);
+                assert!(
+                    reply.status == 200 || reply.status.is_client_error(),
+                    "{path} {field} {short} {}",
+                    reply.text
+                );
                 bodies += 1;
                 if reply.status != 200 {
                     refused += 1;
                     let error: Value = serde_json::from_str(&reply.text).unwrap();
                     let message = error["error"]["message"].as_str().unwrap();
-                    assert!(!message.is_empty() && message.len() < 2500 && !message.contains("panic"), "{message}");
+                    assert!(
+                        !message.is_empty() && message.len() < 2500 && !message.contains("panic"),
+                        "{message}"
+                    );
                     named.insert(error["error"]["param"].as_str().unwrap_or_default().to_owned());
                 }
             }

@@ -60,7 +60,8 @@ async fn json_follows_its_schema() {
         "b": {"enum": ["x", "yé"]}}, "required": ["a", "b"], "additionalProperties": false});
     for seed in 0..6 {
         let format = json!({"type": "json_schema", "json_schema": {"name": "s", "strict": seed % 2 == 0, "schema": schema}});
-        let body = with(hello(), json!({"response_format": format, "seed": seed, "max_completion_tokens": 400}));
+        let body =
+            with(hello(), json!({"response_format": format, "seed": seed, "max_completion_tokens": 400}));
         let reply = bench.ok(PATH, &body).await;
         let choice = &reply["choices"][0];
         assert_eq!(choice["finish_reason"], "stop");
@@ -71,9 +72,11 @@ async fn json_follows_its_schema() {
     }
     // The quote and the brace are made likely, so that the random model comes to an end.
     let bias = json!({"128": 9, "37": 6});
-    let body = json!({"response_format": {"type": "json_object"}, "logit_bias": bias, "max_completion_tokens": 300});
+    let body =
+        json!({"response_format": {"type": "json_object"}, "logit_bias": bias, "max_completion_tokens": 300});
     let reply = bench.ok(PATH, &with(hello(), body)).await;
-    let value: Value = serde_json::from_str(reply["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
+    let value: Value =
+        serde_json::from_str(reply["choices"][0]["message"]["content"].as_str().unwrap()).unwrap();
     assert!(value.is_object());
 }
 
@@ -91,8 +94,11 @@ async fn forced_calls_are_calls() {
     let bench = Bench::shared();
     let named = json!({"type": "function", "function": {"name": "get_weather"}});
     for choice in [json!("required"), named.clone()] {
-        let body = with(hello(), json!({"tools": weather(), "tool_choice": choice, "parallel_tool_calls": false,
-            "max_completion_tokens": 400}));
+        let body = with(
+            hello(),
+            json!({"tools": weather(), "tool_choice": choice, "parallel_tool_calls": false,
+            "max_completion_tokens": 400}),
+        );
         let reply = bench.ok(PATH, &body).await;
         let got = &reply["choices"][0];
         assert_eq!(got["finish_reason"], "tool_calls");
@@ -107,8 +113,11 @@ async fn forced_calls_are_calls() {
             name => panic!("{name}"),
         }
         let events = bench.events(PATH, body).await;
-        let deltas: Vec<&Value> =
-            events.iter().filter_map(|e| e["choices"][0]["delta"]["tool_calls"].as_array()).flatten().collect();
+        let deltas: Vec<&Value> = events
+            .iter()
+            .filter_map(|e| e["choices"][0]["delta"]["tool_calls"].as_array())
+            .flatten()
+            .collect();
         assert_eq!(deltas[0]["function"]["name"], function["name"]);
         assert!(deltas[0]["id"].as_str().unwrap().starts_with("call_"));
         let streamed: String = deltas.iter().map(|d| d["function"]["arguments"].as_str().unwrap()).collect();
@@ -143,15 +152,16 @@ async fn earlier_calls_are_told_in_the_template_s_words() {
         "tools": weather(), "max_tokens": 1, "return_token_ids": true});
     let reply = bench.ok(PATH, &body).await;
     let prompt = bench.tokenizer.decode(&ids(&reply["prompt_token_ids"]), false).unwrap();
-    assert_eq!(prompt, "<s><user>w;<assistant>[now {\"a\": 1}];<tool>12:00;tools:get_weather now <assistant>");
+    assert_eq!(
+        prompt,
+        "<s><user>w;<assistant>[now {\"a\": 1}];<tool>12:00;tools:get_weather now <assistant>"
+    );
 }
 
 #[tokio::test]
 async fn what_cannot_be_honoured_is_refused_by_name() {
     let bench = Bench::shared();
-    let schema = |schema: Value| {
-        json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}})
-    };
+    let schema = |schema: Value| json!({"response_format": {"type": "json_schema", "json_schema": {"name": "s", "schema": schema}}});
     let tool = |function: Value| json!({"tools": [{"type": "function", "function": function}]});
     for (more, param) in [
         (schema(json!({"type": "array", "uniqueItems": true, "contains": {}})), "response_format"),
@@ -165,8 +175,10 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (tool(json!({"name": "a", "parameters": {"type": "string"}})), "tools[0].parameters.type"),
         (tool(json!({"name": "a", "parameters": {"type": "object", "not": {}}})), "tools"),
         (json!({"tool_choice": "required"}), "tool_choice"),
-        (json!({"tools": weather(), "tool_choice": {"type": "function", "function": {"name": "x"}}}),
-            "tool_choice.function.name"),
+        (
+            json!({"tools": weather(), "tool_choice": {"type": "function", "function": {"name": "x"}}}),
+            "tool_choice.function.name",
+        ),
         (json!({"response_format": {"type": "xml"}}), "response_format"),
         (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
@@ -176,8 +188,10 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
         (json!({"max_tokens": 3}), "max_completion_tokens"),
         (json!({"messages": []}), "messages"),
         (json!({"messages": [{"role": "robot", "content": "x"}]}), "messages[0].role"),
-        (json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
-            "messages[0].content"),
+        (
+            json!({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}),
+            "messages[0].content",
+        ),
         (json!({"messages": [{"role": "user"}]}), "messages[0].content"),
         (json!({"messages": [{"role": "tool", "content": "x"}]}), "messages[0].tool_call_id"),
         (json!({"messages": [{"role": "user", "content": "x", "foo": 1}]}), "messages[0].foo"),

@@ -31,7 +31,12 @@ async fn served_tokens_are_those_computed_alone() {
 #[tokio::test]
 async fn a_stream_says_what_the_whole_answer_says() {
     let bench = Bench::shared();
-    for extra in [json!({}), json!({"echo": true}), json!({"logprobs": 2, "echo": true}), json!({"n": 3, "logprobs": 0})] {
+    for extra in [
+        json!({}),
+        json!({"echo": true}),
+        json!({"logprobs": 2, "echo": true}),
+        json!({"n": 3, "logprobs": 0}),
+    ] {
         let mut body = json!({"prompt": "Hello é", "seed": 1, "max_tokens": 12, "return_token_ids": true});
         body.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
         let whole = bench.ok(PATH, &body).await;
@@ -44,15 +49,13 @@ async fn a_stream_says_what_the_whole_answer_says() {
             let parts = || events.iter().map(|e| &e["choices"][0]).filter(|c| c["index"] == choice["index"]);
             let text: String = parts().map(|c| c["text"].as_str().unwrap()).collect();
             assert_eq!(choice["text"], text);
-            let tokens: Vec<u32> = parts().filter(|c| c["token_ids"].is_array()).flat_map(|c| ids(&c["token_ids"])).collect();
+            let tokens: Vec<u32> =
+                parts().filter(|c| c["token_ids"].is_array()).flat_map(|c| ids(&c["token_ids"])).collect();
             assert_eq!(ids(&choice["token_ids"]), tokens);
             assert_eq!(parts().next_back().unwrap()["finish_reason"], choice["finish_reason"]);
             for list in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
-                let all: Vec<Value> = parts()
-                    .filter_map(|c| c["logprobs"][list].as_array())
-                    .flatten()
-                    .cloned()
-                    .collect();
+                let all: Vec<Value> =
+                    parts().filter_map(|c| c["logprobs"][list].as_array()).flatten().cloned().collect();
                 if choice["logprobs"].is_object() {
                     assert_eq!(choice["logprobs"][list], Value::Array(all), "{list}");
                 }
@@ -79,7 +82,8 @@ async fn echo_with_logprobs_scores_the_prompt() {
         assert_eq!(got[..tokens.len()], expected);
         assert_eq!(logprobs["top_logprobs"][0], Value::Null);
         for (at, top) in logprobs["top_logprobs"].as_array().unwrap().iter().enumerate().skip(1) {
-            let highest = top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
+            let highest =
+                top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
             assert!(highest >= got[at].unwrap());
         }
         let text = choice["text"].as_str().unwrap();
@@ -104,7 +108,10 @@ async fn stops_biases_and_ends_are_honoured() {
     let mut stopped = bias.clone();
     stopped["stop"] = json!("aaa");
     let reply = bench.ok(PATH, &stopped).await;
-    assert_eq!((&reply["choices"][0]["text"], &reply["choices"][0]["finish_reason"]), (&json!(""), &json!("stop")));
+    assert_eq!(
+        (&reply["choices"][0]["text"], &reply["choices"][0]["finish_reason"]),
+        (&json!(""), &json!("stop"))
+    );
     let mut ended = bias.clone();
     ended["stop_token_ids"] = json!([100]);
     assert_eq!(bench.ok(PATH, &ended).await["usage"]["completion_tokens"], 1);
@@ -148,7 +155,9 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
 #[tokio::test]
 async fn a_model_without_tokenizer_speaks_in_tokens() {
     let bench = Bench::with(Default::default(), Default::default(), false);
-    let reply = bench.ok(PATH, &json!({"prompt": [1, 70, 71], "temperature": 0, "max_tokens": 5, "logprobs": 1})).await;
+    let reply = bench
+        .ok(PATH, &json!({"prompt": [1, 70, 71], "temperature": 0, "max_tokens": 5, "logprobs": 1}))
+        .await;
     assert_eq!(ids(&reply["choices"][0]["token_ids"]), alone(&[1, 70, 71], 5, plain(0.0, 0)));
     assert_eq!(bench.refused(PATH, &json!({"prompt": "x"}), 400).await, "prompt");
     assert_eq!(bench.refused(PATH, &json!({"prompt": [1], "stop": "x"}), 400).await, "stop");

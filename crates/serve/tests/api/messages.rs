@@ -57,19 +57,26 @@ async fn tools_are_called_in_blocks() {
     let bench = Bench::shared();
     let tools = json!([{"name": "get", "input_schema": {"type": "object", "properties": {"n": {"type": "integer",
         "minimum": 0, "maximum": 9}}, "required": ["n"], "additionalProperties": false}}]);
-    let body = with(hello(), json!({"tools": tools, "tool_choice": {"type": "tool", "name": "get"}, "max_tokens": 300}));
+    let body = with(
+        hello(),
+        json!({"tools": tools, "tool_choice": {"type": "tool", "name": "get"}, "max_tokens": 300}),
+    );
     let whole = bench.ok(PATH, &body).await;
     assert_eq!(whole["stop_reason"], "tool_use");
     let block = &whole["content"][0];
     assert_eq!((&block["type"], &block["name"]), (&json!("tool_use"), &json!("get")));
     assert!((0..=9).contains(&block["input"]["n"].as_i64().unwrap()));
     let events = events(bench, body).await;
-    let streamed: String = events.iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
+    let streamed: String =
+        events.iter().filter_map(|event| event["delta"]["partial_json"].as_str()).collect();
     assert_eq!(serde_json::from_str::<Value>(&streamed).unwrap(), block["input"]);
-    let history = with(hello(), json!({"tools": tools, "messages": [
+    let history = with(
+        hello(),
+        json!({"tools": tools, "messages": [
         {"role": "user", "content": "x"},
         {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "tool_use", "id": "t", "name": "get", "input": {"n": 1}}]},
-        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}, {"type": "text", "text": "go"}]}]}));
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": "ok"}, {"type": "text", "text": "go"}]}]}),
+    );
     bench.ok(PATH, &history).await;
 }
 

@@ -16,14 +16,19 @@ async fn vectors_are_means_of_hidden_states_and_the_same_in_both_forms() {
     body["encoding_format"] = "base64".into();
     let bytes = bench.ok("/v1/embeddings", &body).await;
     for at in 0..2 {
-        let vector: Vec<f64> =
-            numbers["data"][at]["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect();
+        let vector: Vec<f64> = numbers["data"][at]["embedding"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|x| x.as_f64().unwrap())
+            .collect();
         assert_eq!(vector.len(), 32);
         assert!(vector.iter().any(|x| x.abs() > 1e-3));
         use base64::Engine as _;
         let encoded = bytes["data"][at]["embedding"].as_str().unwrap();
         let decoded = base64::engine::general_purpose::STANDARD.decode(encoded).unwrap();
-        let decoded: Vec<f32> = decoded.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
+        let decoded: Vec<f32> =
+            decoded.chunks(4).map(|c| f32::from_le_bytes(c.try_into().unwrap())).collect();
         assert_eq!(decoded, vector.iter().map(|x| *x as f32).collect::<Vec<f32>>());
     }
     // Alone or in a batch, as text or as tokens.
@@ -67,7 +72,10 @@ async fn tokens_go_there_and_back() {
 async fn models_are_listed_by_name() {
     let bench = Bench::shared();
     let list: Value = serde_json::from_str(&bench.get("/v1/models").await.text).unwrap();
-    assert_eq!((&list["data"][0]["id"], &list["data"][0]["max_model_len"]), (&json!("tiny"), &json!(CONTEXT)));
+    assert_eq!(
+        (&list["data"][0]["id"], &list["data"][0]["max_model_len"]),
+        (&json!("tiny"), &json!(CONTEXT))
+    );
     assert_eq!(bench.get("/v1/models/tiny").await.status, 200);
     assert_eq!(bench.get("/v1/models/other").await.status, 404);
 }
@@ -78,7 +86,8 @@ async fn methods_and_media_types_that_do_not_belong_are_named() {
     let reply = bench.get("/v1/completions").await;
     assert_eq!((reply.status.as_u16(), &reply.headers["allow"]), (405, &"POST".parse().unwrap()));
     for kind in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"] {
-        let request = Request::post("/v1/completions").header("content-type", kind).body(Body::from("{}")).unwrap();
+        let request =
+            Request::post("/v1/completions").header("content-type", kind).body(Body::from("{}")).unwrap();
         assert_eq!(bench.send(request).await.status, 415);
     }
     let large = format!("{{\"prompt\": \"{}\"}}", "x".repeat(Limits::default().body_bytes));
@@ -129,7 +138,8 @@ async fn whoever_goes_away_frees_the_slot() {
     use tower::ServiceExt;
     let bench = Bench::with(Settings { slots: 1, ..Settings::default() }, Limits::default(), true);
     for stream in [true, false] {
-        let body = json!({"prompt": "x", "max_tokens": 500, "ignore_eos": true, "stream": stream}).to_string();
+        let body =
+            json!({"prompt": "x", "max_tokens": 500, "ignore_eos": true, "stream": stream}).to_string();
         let request = Request::post("/v1/completions").header("content-type", "application/json");
         let answer = bench.router.clone().oneshot(request.body(Body::from(body)).unwrap());
         match stream {

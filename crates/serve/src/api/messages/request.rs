@@ -117,7 +117,10 @@ pub(crate) struct Turn {
 
 /// What a message says.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "must be a string or a list of blocks of type text, tool_use or tool_result; this model reads text only")]
+#[serde(
+    untagged,
+    expecting = "must be a string or a list of blocks of type text, tool_use or tool_result; this model reads text only"
+)]
 pub(crate) enum TurnContent {
     /// A text.
     Text(String),
