@@ -18,7 +18,8 @@ fn run_python(python: &Path, script: &str, args: &[&OsStr]) -> Result {
 }
 
 /// `cargo xtask peers`: the committed golden files are what `transformers` computes; the model agrees with larger models that
-/// are computed now; checkpoints go both ways without loss; benchmarks are scored as lm-evaluation-harness scores them.
+/// are computed now; checkpoints go both ways without loss; benchmarks are scored as lm-evaluation-harness scores them; the
+/// server does what the clients of others and a browser expect of it.
 pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> Result {
     let python = python_with_packages(steps, python)?;
     compare(steps, &python)?;
@@ -51,7 +52,21 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
     steps.step("benchmarks as lm-evaluation-harness scores them", || {
         run_python(&python, "eval.py", &["--zamba".as_ref(), binary.as_ref()])
     })?;
+    serving(steps, &python, &binary)?;
     data(steps, &python)
+}
+
+/// The server under the clients of others, and its page in a browser.
+fn serving(steps: &mut Steps, python: &Path, binary: &Path) -> Result {
+    let args: [&OsStr; 2] = ["--zamba".as_ref(), binary.as_ref()];
+    let scripts = [
+        ("the client of OpenAI against the server", "serve_openai.py"),
+        ("the client of Anthropic against the server", "serve_anthropic.py"),
+        ("lm-evaluation-harness against the server", "serve_lm_eval.py"),
+        ("schemathesis over the OpenAPI document", "serve_schemathesis.py"),
+        ("the page in Chromium", "serve_page.py"),
+    ];
+    scripts.iter().try_for_each(|(name, script)| steps.step(name, || run_python(python, script, &args)))
 }
 
 /// Duplicates against datasketch; token shards and blending against Megatron-LM.

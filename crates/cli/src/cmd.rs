@@ -10,4 +10,5 @@ pub(crate) mod info;
 pub(crate) mod init;
 pub(crate) mod quantize;
 pub(crate) mod score;
+pub(crate) mod serve;
 pub(crate) mod train;

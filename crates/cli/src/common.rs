@@ -92,6 +92,13 @@ impl ModelArgs {
         self.model.display().to_string()
     }
 
+    /// The model as requests to a server name it: by its hub id, or by its folder without the way there.
+    pub(crate) fn short_name(&self) -> String {
+        let folder = self.model.canonicalize().ok();
+        let last = folder.as_deref().and_then(Path::file_name);
+        last.map_or_else(|| self.name(), |name| name.to_string_lossy().into_owned())
+    }
+
     /// The folder of the model; one that is named by its hub id is downloaded first.
     pub(crate) fn folder(&self) -> anyhow::Result<PathBuf> {
         if self.model.exists() {

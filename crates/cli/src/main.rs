@@ -14,6 +14,7 @@ mod error;
 mod file;
 mod html;
 mod interrupt;
+mod log;
 mod out;
 mod progress;
 mod system;
@@ -48,6 +49,7 @@ enum Command {
     Train(cmd::train::Args),
     Data(cmd::data::Args),
     Eval(cmd::eval::Args),
+    Serve(Box<cmd::serve::Args>),
 }
 
 fn main() -> ExitCode {
@@ -77,6 +79,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Train(args) => cmd::train::run(&args),
         Command::Data(args) => cmd::data::run(&args),
         Command::Eval(args) => cmd::eval::run(&args),
+        Command::Serve(args) => cmd::serve::run(&args),
     }
 }
 

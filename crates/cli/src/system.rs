@@ -23,6 +23,19 @@ pub(crate) fn forget_peak() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
+/// Lets this process open so many files and sockets, or as many as the system allows it; gives how many.
+pub(crate) fn allow_descriptors(wanted: u64) -> Option<u64> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let now = current?;
+    let next = wanted.min(maximum.unwrap_or(wanted));
+    if next <= now {
+        return Some(now);
+    }
+    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(next), maximum });
+    Some(if raised.is_ok() { next } else { now })
+}
+
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;

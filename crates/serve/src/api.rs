@@ -14,6 +14,7 @@ mod messages;
 mod models;
 mod openapi;
 mod run;
+mod states;
 mod tokens;
 mod tools;
 mod words;
@@ -22,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::request::Parts;
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use tokio::sync::Semaphore;
 
 use crate::app::{App, Caller};
@@ -102,6 +103,9 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/detokenize", post(tokens::detokenize))
         .route("/tokenizer_info", get(tokens::info))
         .route("/openapi.json", get(openapi::openapi))
+        .route("/v1/state", get(states::list).post(states::save))
+        .route("/v1/state/{name}", delete(states::delete))
+        .route("/v1/state/{name}/restore", post(states::restore))
         .method_not_allowed_fallback(|| async { ApiError::method() })
         .with_state(Arc::new(Api::new(app)))
 }

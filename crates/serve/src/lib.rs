@@ -10,6 +10,7 @@ pub mod edge;
 pub mod engine;
 pub mod grammar;
 pub mod metrics;
+pub mod page;
 pub mod states;
 
 pub use app::{App, Caller, Limits, RequestId};

@@ -67,7 +67,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 /// The chat template of the folder, with a clock for those that state the date.
-fn template(folder: &Path) -> anyhow::Result<Option<ChatTemplate>> {
+pub(crate) fn template(folder: &Path) -> anyhow::Result<Option<ChatTemplate>> {
     let mut template = ChatTemplate::from_dir(folder)?;
     if let Some(template) = &mut template {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -11,7 +11,7 @@ use utoipa::openapi::{PathItem, RefOr};
 
 use super::Api;
 use super::chat::ChatChunk;
-use super::{chat, completions, embeddings, messages, models, tokens};
+use super::{chat, completions, embeddings, messages, models, states, tokens};
 
 /// The paths of this module. Shapes come from the types that requests are decoded into.
 #[derive(OpenApi)]
@@ -28,12 +28,17 @@ use super::{chat, completions, embeddings, messages, models, tokens};
         tokens::tokenize,
         tokens::detokenize,
         tokens::info,
+        states::list,
+        states::save,
+        states::restore,
+        states::delete,
     ),
     components(schemas(ChatChunk)),
     tags(
         (name = "text", description = "Text"),
         (name = "tokens", description = "Tokens"),
         (name = "model", description = "The model"),
+        (name = "state", description = "Saved conversations"),
     )
 )]
 struct Document;
@@ -52,6 +57,10 @@ const REFUSALS: [(&str, &str); 10] = [
     ("504", "The request took too long"),
 ];
 
+/// What only requests for saved states may be answered with.
+const STATE_REFUSALS: [(&str, &str); 2] =
+    [("409", "The state belongs to another model or is damaged"), ("507", "There is no room for it")];
+
 /// The document as text.
 pub(crate) fn document() -> String {
     let mut document = Document::openapi();
@@ -65,17 +74,19 @@ pub(crate) fn document() -> String {
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
-    [&mut item.get, &mut item.post].into_iter().filter_map(Option::as_mut)
+    [&mut item.get, &mut item.post, &mut item.delete].into_iter().filter_map(Option::as_mut)
 }
 
 /// Puts the statuses of refusals in place of the one word for all of them.
 fn spell_out(operation: &mut Operation) {
     let responses = &mut operation.responses.responses;
     let Some(RefOr::T(default)) = responses.remove("default") else { return };
-    for (status, description) in REFUSALS {
+    let about_states = operation.tags.iter().flatten().any(|tag| tag == "state");
+    let more: &[_] = if about_states { &STATE_REFUSALS } else { &[] };
+    for (status, description) in REFUSALS.iter().chain(more) {
         let mut response = default.clone();
-        description.clone_into(&mut response.description);
-        responses.entry(status.to_owned()).or_insert(RefOr::T(response));
+        response.description = (*description).to_owned();
+        responses.entry((*status).to_owned()).or_insert(RefOr::T(response));
     }
 }
 

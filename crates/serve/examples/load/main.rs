@@ -1,0 +1,80 @@
+//! Puts load on a server and says what became of it.
+//!
+//! ```text
+//! cargo run --release -p zamba-serve --example load -- burst --zamba target/release/zamba --model DIR --json
+//! ```
+//!
+//! It starts `zamba serve` on a free port of this machine, or asks a server that is there already (`--url`). It speaks to
+//! the loopback interface alone, and never holds more connections than it was told to.
+
+mod args;
+mod ask;
+mod bodies;
+mod burst;
+mod disconnects;
+mod http;
+mod numbers;
+mod overhead;
+mod server;
+mod slow;
+mod soak;
+mod streams;
+mod turns;
+
+use clap::Parser;
+use serde_json::Value;
+
+use args::{Args, Load};
+
+/// Success, or a sentence that says what is wrong.
+pub(crate) type Result<T = ()> = std::result::Result<T, String>;
+
+fn main() -> std::process::ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("no runtime: {error}")),
+    };
+    match runtime.block_on(run(&args)) {
+        Ok(found) => {
+            print(&found, args.common.json);
+            std::process::ExitCode::SUCCESS
+        }
+        Err(why) => fail(&why),
+    }
+}
+
+fn fail(why: &str) -> std::process::ExitCode {
+    eprintln!("load: {why}");
+    std::process::ExitCode::FAILURE
+}
+
+async fn run(args: &Args) -> Result<Value> {
+    let server = server::Server::find(&args.common).await?;
+    let found = match &args.load {
+        Load::Burst(load) => burst::run(&server, load).await,
+        Load::Disconnects(load) => disconnects::run(&server, load).await,
+        Load::Soak(load) => soak::run(&server, load).await,
+        Load::Streams(load) => streams::run(&server, load).await,
+        Load::Slow(load) => slow::run(&server, load).await,
+        Load::Turns(load) => turns::run(&server, load).await,
+        Load::Overhead(load) => overhead::run(&server, &args.common, load).await,
+        Load::Bodies(load) => bodies::run(&server, load).await,
+    };
+    let stopped = server.stop().await;
+    let mut found = found?;
+    stopped?;
+    found["load"] = args.load.name().into();
+    Ok(found)
+}
+
+/// One document, or a line for each figure.
+fn print(found: &Value, json: bool) {
+    if json {
+        println!("{found}");
+        return;
+    }
+    for (name, value) in found.as_object().into_iter().flatten() {
+        println!("{name:>34}  {value}");
+    }
+}
