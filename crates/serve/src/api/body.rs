@@ -13,6 +13,9 @@ use crate::app::Limits;
 /// room for as many token ids as may wait in the queue.
 const MAX_VALUES: usize = 1 << 18;
 
+/// Bytes that are decoded on the spot.
+const SHORT: usize = 64 << 10;
+
 /// Whether a body is declared to be JSON. A page of another origin cannot declare that without asking first.
 pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
@@ -42,6 +45,19 @@ pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Re
         }
         Err(_) => Err(ApiError::bad("the body ended before it was complete; send it again")),
     }
+}
+
+/// As [`decode`], elsewhere if the body is long, so that other connections do not wait for it.
+pub(crate) async fn parse<T>(bytes: Bytes, limits: &Limits) -> Result<T, ApiError>
+where
+    T: DeserializeOwned + Send + 'static,
+{
+    if bytes.len() <= SHORT {
+        return decode(&bytes, limits);
+    }
+    let limits = limits.clone();
+    let work = tokio::task::spawn_blocking(move || decode(&bytes, &limits)).await;
+    work.unwrap_or_else(|_| Err(ApiError::internal("the body could not be decoded")))
 }
 
 /// The request that a body holds. Refuses what two readers could read differently, and every field that has no meaning.

@@ -172,8 +172,7 @@ async fn answer(api: Arc<Api>, parts: Parts, body: axum::body::Body) -> Result<R
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
     let mut permits = Vec::new();
     run::admit(&api.app.handle, 1, &mut permits)?;
-    let mut request: CompletionRequest = body::decode(&bytes, &api.app.limits)?;
-    drop(bytes);
+    let mut request: CompletionRequest = body::parse(bytes, &api.app.limits).await?;
     let asked = request.shared();
     let plan = plan(&request, asked.plan(&api.app, &ask.caller)?, &api)?;
     let single = matches!(request.prompt, Prompt::Text(_) | Prompt::Tokens(_));

@@ -105,7 +105,7 @@ async fn answer(api: Arc<Api>, parts: Parts, body: Body) -> Result<Response, Api
     let bytes = body::read(&parts.headers, body, &app.limits).await?;
     let mut permits = Vec::new();
     run::admit(&app.handle, 1, &mut permits)?;
-    let request: EmbeddingRequest = body::decode(&bytes, &app.limits)?;
+    let request: EmbeddingRequest = body::parse(bytes, &app.limits).await?;
     check_model(app, request.model.as_deref())?;
     let width = app.handle.facts().width;
     if request.dimensions.is_some_and(|n| n as usize != width) {

@@ -49,8 +49,7 @@ async fn answer(api: Arc<Api>, parts: Parts, body: Body) -> Result<Response, Api
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
     let mut permits = Vec::new();
     run::admit(&api.app.handle, 1, &mut permits)?;
-    let mut request: MessageRequest = body::decode(&bytes, &api.app.limits)?;
-    drop(bytes);
+    let mut request: MessageRequest = body::parse(bytes, &api.app.limits).await?;
     let plan = plan(&mut request, &api, &ask.caller)?;
     let (conversation, tools) = request.conversation(&api.app.limits)?;
     let rule = match &tools {
@@ -107,7 +106,7 @@ fn plan(request: &mut MessageRequest, api: &Api, caller: &Caller) -> Result<Plan
 pub(crate) async fn count(State(api): State<Arc<Api>>, parts: Parts, body: Body) -> Response {
     let counted = async {
         let bytes: Bytes = body::read(&parts.headers, body, &api.app.limits).await?;
-        let request: CountRequest = body::decode(&bytes, &api.app.limits)?;
+        let request: CountRequest = body::parse(bytes, &api.app.limits).await?;
         check_model(&api.app, request.model.as_deref())?;
         let (conversation, _) = request.conversation(&api.app.limits)?;
         Ok(Json(TokenCount { input_tokens: conversation.encode(&api).await?.len() }).into_response())

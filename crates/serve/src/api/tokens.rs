@@ -104,7 +104,7 @@ pub(crate) async fn tokenize(State(api): State<Arc<Api>>, parts: Parts, body: Bo
 
 async fn encode(api: Arc<Api>, parts: Parts, body: Body) -> Result<Json<TokenizeResponse>, ApiError> {
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
-    let request: TokenizeRequest = body::decode(&bytes, &api.app.limits)?;
+    let request: TokenizeRequest = body::parse(bytes, &api.app.limits).await?;
     check_model(&api.app, request.model.as_deref())?;
     let tokens = match (&request.prompt, &request.messages) {
         (Some(_), Some(_)) => return Err(ApiError::invalid("messages", "give either prompt or messages")),
@@ -157,7 +157,7 @@ pub(crate) async fn detokenize(State(api): State<Arc<Api>>, parts: Parts, body: 
 
 async fn decode(api: Arc<Api>, parts: Parts, body: Body) -> Result<Json<DetokenizeResponse>, ApiError> {
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
-    let request: DetokenizeRequest = body::decode(&bytes, &api.app.limits)?;
+    let request: DetokenizeRequest = body::parse(bytes, &api.app.limits).await?;
     check_model(&api.app, request.model.as_deref())?;
     let Some(tokenizer) = api.app.tokenizer.clone() else { return Err(no_tokenizer("tokens")) };
     let vocab = api.app.handle.facts().vocab;
