@@ -179,7 +179,7 @@ async fn what_cannot_be_honoured_is_refused_by_name() {
             json!({"tools": weather(), "tool_choice": {"type": "function", "function": {"name": "x"}}}),
             "tool_choice.function.name",
         ),
-        (json!({"response_format": {"type": "xml"}}), "response_format"),
+        (json!({"response_format": {"type": "xml"}}), "response_format.type"),
         (json!({"response_format": {"type": "json_object"}, "ignore_eos": true}), "ignore_eos"),
         (json!({"top_logprobs": 2}), "top_logprobs"),
         (json!({"logprobs": true, "top_logprobs": 21}), "top_logprobs"),
