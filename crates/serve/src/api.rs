@@ -22,7 +22,9 @@ mod words;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
+use axum::http::Uri;
 use axum::http::request::Parts;
+use axum::response::IntoResponse;
 use axum::routing::{delete, get, post};
 use tokio::sync::Semaphore;
 
@@ -106,6 +108,11 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/v1/state", get(states::list).post(states::save))
         .route("/v1/state/{name}", delete(states::delete))
         .route("/v1/state/{name}/restore", post(states::restore))
-        .method_not_allowed_fallback(|| async { ApiError::method() })
+        .method_not_allowed_fallback(|uri: Uri| async move {
+            match uri.path().starts_with("/v1/messages") {
+                true => ApiError::method().into_anthropic(),
+                false => ApiError::method().into_response(),
+            }
+        })
         .with_state(Arc::new(Api::new(app)))
 }

@@ -44,14 +44,18 @@ use super::{chat, completions, embeddings, messages, models, states, tokens};
 struct Document;
 
 /// What a request may be answered with that gets no answer.
-const REFUSALS: [(&str, &str); 10] = [
+const REFUSALS: [(&str, &str); 14] = [
     ("400", "The request is wrong; `param` names the field"),
     ("401", "A key is needed"),
     ("403", "This host or origin may not ask"),
     ("404", "There is no such model"),
+    ("405", "The path does not take this method; see Allow"),
+    ("408", "The request did not come in time"),
     ("413", "The body is too large"),
     ("415", "The body is not declared to be JSON"),
+    ("421", "This server does not answer for this host"),
     ("429", "Too many requests wait; see Retry-After"),
+    ("431", "The headers are too large"),
     ("500", "The server is at fault"),
     ("503", "The server is going away or the queue did not move; see Retry-After"),
     ("504", "The request took too long"),
