@@ -200,11 +200,12 @@ impl Constrain for Following {
     fn mask(&mut self, logits: &mut [f32]) -> Result<(), String> {
         let allowed = self.matcher.compute_mask_or_eos().map_err(|error| one_line(&error.to_string()))?;
         let known = allowed.len().min(logits.len());
-        for (id, logit) in logits.iter_mut().enumerate() {
-            if id >= known || !allowed.get(id) {
+        logits[known..].fill(f32::NEG_INFINITY);
+        allowed.iter_unset_entries(|id| {
+            if let Some(logit) = logits.get_mut(id) {
                 *logit = f32::NEG_INFINITY;
             }
-        }
+        });
         Ok(())
     }
 
