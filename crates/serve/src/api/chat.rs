@@ -40,8 +40,7 @@ async fn answer(api: Arc<Api>, parts: Parts, body: Body) -> Result<Response, Api
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
     let mut permits = Vec::new();
     run::admit(&api.app.handle, 1, &mut permits)?;
-    let mut request: ChatRequest = body::decode(&bytes, &api.app.limits)?;
-    drop(bytes);
+    let mut request: ChatRequest = body::parse(bytes, &api.app.limits).await?;
     let shared = request.shared();
     let ignore_eos = shared.ignore_eos;
     let plan = plan(&request, shared.plan(&api.app, &ask.caller)?, &api)?;

@@ -50,6 +50,7 @@ macro_rules! text_request {
         $(#[$meta])*
         #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
         #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "fields of no effect are checked and not read")]
         pub(crate) struct $name {
             $($(#[$field_meta])* pub(crate) $field: $type,)*
             /// Name of the model, as `/v1/models` lists it. The served one if left out.

@@ -36,13 +36,13 @@ pub(crate) enum Prompt {
 }
 
 /// One prompt.
-enum One {
+pub(crate) enum One {
     Text(String),
     Tokens(Vec<u32>),
 }
 
 impl Prompt {
-    fn split(self) -> Vec<One> {
+    pub(crate) fn split(self) -> Vec<One> {
         match self {
             Prompt::Text(text) => vec![One::Text(text)],
             Prompt::Tokens(tokens) => vec![One::Tokens(tokens)],
@@ -172,8 +172,7 @@ async fn answer(api: Arc<Api>, parts: Parts, body: axum::body::Body) -> Result<R
     let bytes = body::read(&parts.headers, body, &api.app.limits).await?;
     let mut permits = Vec::new();
     run::admit(&api.app.handle, 1, &mut permits)?;
-    let mut request: CompletionRequest = body::decode(&bytes, &api.app.limits)?;
-    drop(bytes);
+    let mut request: CompletionRequest = body::parse(bytes, &api.app.limits).await?;
     let asked = request.shared();
     let plan = plan(&request, asked.plan(&api.app, &ask.caller)?, &api)?;
     let single = matches!(request.prompt, Prompt::Text(_) | Prompt::Tokens(_));
@@ -309,7 +308,7 @@ impl Told {
     }
 
     fn token_logprobs(&self, logprob: &Logprob, offset: usize) -> CompletionLogprobs {
-        let words = &self.api.words();
+        let words = &self.api.words;
         let mut top = Map::new();
         let own = (logprob.token, logprob.logprob);
         for (id, value) in logprob.top.iter().copied().chain([own]) {
@@ -325,7 +324,7 @@ impl Told {
     }
 
     fn prompt_logprobs(&self, prompt: usize, scores: &[Option<Logprob>]) -> CompletionLogprobs {
-        let words = self.api.words();
+        let words = &self.api.words;
         let mut stream = self.api.app.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(true));
         let (mut all, mut offset) = (CompletionLogprobs::default(), 0);
         for (&id, score) in self.prompts[prompt].iter().zip(scores) {

@@ -26,6 +26,14 @@ const SHORT_TEXT: usize = 4 << 10;
 
 /// Lets `count` sequences in, before any work is done for them.
 pub(crate) fn admit(handle: &Handle, count: usize, held: &mut Vec<Permit>) -> Result<(), ApiError> {
+    let settings = handle.settings();
+    let most = settings.slots + settings.max_queue;
+    if count > most {
+        // Coming back later would not help.
+        return Err(ApiError::bad(format!(
+            "{count} answers in one request; this server takes {most} at once"
+        )));
+    }
     while held.len() < count {
         held.push(handle.admit().map_err(|refusal| ApiError::refused(&refusal, "prompt"))?);
     }

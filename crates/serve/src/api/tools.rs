@@ -336,4 +336,60 @@ mod tests {
             assert_eq!(read("<tool_calls> \n", cut), ("<tool_calls> \n".to_owned(), vec![]));
         }
     }
+
+    fn tools(choice: Choice, parallel: bool) -> Tools {
+        let schema = json!({ "type": "object", "properties": { "n": { "$ref": "#/$defs/n" } }, "required": ["n"],
+            "additionalProperties": false, "$defs": { "n": { "type": "integer" } } });
+        let tool = |name: &str| Tool {
+            name: name.to_owned(),
+            description: None,
+            parameters: schema.as_object().unwrap().clone(),
+        };
+        Tools { list: vec![tool("f"), tool("g")], choice, parallel }
+    }
+
+    /// Whether a model may write `text`, and may end after it.
+    async fn allows(tools: &Tools, answer: Option<Value>, text: &str) -> (bool, bool) {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = root.join("../zamba/tests/data/tokenizers/byte_level");
+        let tokenizer = zamba::tokenizer::Tokenizer::from_dir(&folder).unwrap();
+        let grammars = crate::grammar::Grammars::new(&tokenizer, tokenizer.eos_ids()).unwrap();
+        let rule = grammars.compile(tools.grammar(answer).unwrap()).await.unwrap();
+        let mut sequence = rule.begin();
+        for id in tokenizer.encode(text, false).unwrap() {
+            if sequence.accept(id).is_err() {
+                return (false, false);
+            }
+        }
+        let mut logits = vec![0.0; tokenizer.max_id() as usize + 1];
+        let ends = sequence.finished()
+            || sequence.mask(&mut logits).is_ok() && logits[tokenizer.eos_ids()[0] as usize] == 0.0;
+        (true, ends)
+    }
+
+    #[tokio::test]
+    async fn grammars_allow_whole_calls_and_nothing_like_them() {
+        let one = |name: &str| written(name, &json!({ "n": 1 }));
+        let (f, g) = (one("f"), one("g"));
+        let whole = (true, true);
+        let none = (false, false);
+        let auto = tools(Choice::Auto, true);
+        assert_eq!(allows(&auto, None, "Hi <tool_cal there").await, whole);
+        assert_eq!(allows(&auto, None, &format!("Hi {f}")).await, whole);
+        assert_eq!(allows(&auto, None, &format!("{f}\n{g}")).await, whole);
+        assert_eq!(allows(&auto, None, &f[..f.len() - 1]).await, (true, false));
+        assert_eq!(allows(&auto, None, "<tool_call>\n{\"name\": \"h\"").await, none);
+        assert_eq!(allows(&auto, None, &f.replace('1', "\"x\"")).await, none);
+        assert_eq!(allows(&tools(Choice::Auto, false), None, &format!("{f}\n{g}")).await, none);
+        let required = tools(Choice::Required, true);
+        assert_eq!(allows(&required, None, "Hi").await, none);
+        assert_eq!(allows(&required, None, &g).await, whole);
+        let named = tools(Choice::Named(1), true);
+        assert_eq!(allows(&named, None, &f).await, none);
+        assert_eq!(allows(&named, None, &g).await, whole);
+        let schema = json!({ "const": "yes" });
+        assert_eq!(allows(&auto, Some(schema.clone()), "\"yes\"").await, whole);
+        assert_eq!(allows(&auto, Some(schema.clone()), &f).await, whole);
+        assert_eq!(allows(&auto, Some(schema), "Hi").await, none);
+    }
 }

@@ -105,6 +105,7 @@ impl Role {
 /// A message of a conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "fields of no effect are checked and not read")]
 pub(crate) struct ChatMessage {
     pub(crate) role: Role,
     /// What is said. An assistant that calls functions may say nothing.
