@@ -8,6 +8,7 @@ pub mod api;
 mod app;
 pub mod edge;
 pub mod engine;
+pub mod grammar;
 pub mod metrics;
 pub mod page;
 pub mod states;

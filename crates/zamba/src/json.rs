@@ -1,8 +1,8 @@
 //! JSON that two readers cannot read differently: duplicate keys and deep nesting are refused.
 //!
 //! `serde_json` keeps the last of two equal keys without a word. A file whose meaning depends on
-//! which reader opens it must not describe a model, so every JSON file of a checkpoint comes through
-//! here.
+//! which reader opens it must not describe a model, and a request that two programs on its way read
+//! differently must not be answered, so every JSON text from outside comes through here.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -11,30 +11,37 @@ use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Why a text was refused as JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum JsonError {
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
     /// Not JSON at all; the parser's own words with line and column.
+    #[error("not JSON: {0}")]
     Syntax(String),
     /// An object names this key twice.
+    #[error("an object names the key {0:?} twice")]
     DuplicateKey(String),
     /// Containers are nested deeper than this limit.
+    #[error("nested deeper than {0} levels")]
     TooDeep(usize),
     /// There are more values than this limit.
+    #[error("more than {0} values")]
     TooMany(usize),
 }
 
 /// How large a tree a text may describe. A tree takes twenty times the memory of its text, so the
 /// length of the text alone is no bound.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Limits {
+pub struct Limits {
     /// Nested containers.
-    pub(crate) depth: usize,
+    pub depth: usize,
     /// Values, counted by the commas between them.
-    pub(crate) values: usize,
+    pub values: usize,
 }
 
 /// Parses `text`, refusing duplicate keys at every level and trees beyond `limits`.
-pub(crate) fn parse(text: &str, limits: Limits) -> Result<Value, JsonError> {
+///
+/// # Errors
+/// If the text is not JSON, names a key twice, or goes beyond `limits`.
+pub fn parse(text: &str, limits: Limits) -> Result<Value, JsonError> {
     check_limits(text.as_bytes(), limits)?;
     let duplicate = RefCell::new(None);
     let mut reader = serde_json::Deserializer::from_str(text);
@@ -50,7 +57,10 @@ pub(crate) fn parse(text: &str, limits: Limits) -> Result<Value, JsonError> {
 /// Refuses text whose `{`, `[` and `,` outside strings go beyond `limits`.
 ///
 /// One pass without recursion, so that a file of a million brackets costs a scan and no stack.
-pub(crate) fn check_limits(text: &[u8], limits: Limits) -> Result<(), JsonError> {
+///
+/// # Errors
+/// [`JsonError::TooDeep`] or [`JsonError::TooMany`].
+pub fn check_limits(text: &[u8], limits: Limits) -> Result<(), JsonError> {
     let (mut depth, mut commas, mut in_string, mut escaped) = (0usize, 0usize, false, false);
     for &byte in text {
         if in_string {

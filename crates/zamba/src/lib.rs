@@ -7,7 +7,7 @@ pub mod config;
 pub mod ctx;
 pub mod hub;
 pub mod init;
-mod json;
+pub mod json;
 pub mod model;
 pub mod moments;
 pub mod ops;

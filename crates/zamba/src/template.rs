@@ -112,6 +112,7 @@ pub enum TemplateError {
 /// A chat template, parsed.
 #[derive(Debug)]
 pub struct ChatTemplate {
+    source: String,
     environment: Environment<'static>,
     /// `bos_token` and the other named special tokens, which templates write out.
     special: Vec<(String, String)>,
@@ -160,7 +161,7 @@ impl ChatTemplate {
         environment.add_filter("tojson", json::to_json);
         environment.add_function("raise_exception", raise_exception);
         environment.add_template_owned(NAME, without_generation_tags(source)).map_err(explain)?;
-        Ok(Self { environment, special })
+        Ok(Self { source: source.to_owned(), environment, special })
     }
 
     /// Gives the template a clock: `strftime_now` then exists and formats `now`. Without it templates that look for the
@@ -171,6 +172,16 @@ impl ChatTemplate {
         });
     }
 
+    /// The template's own text.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// Whether the template says something about tools. One that does not would leave them out without a word.
+    pub fn knows_tools(&self) -> bool {
+        self.source.contains("tools")
+    }
+
     /// The text of a conversation; with `add_generation_prompt`, up to where the assistant's next words begin.
     ///
     /// The template writes BOS itself if the model wants it, so encode the text without adding special tokens.
@@ -178,16 +189,43 @@ impl ChatTemplate {
     /// # Errors
     /// [`TemplateError::Raised`] if the template refuses the messages; others if it fails or exceeds its budget.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TemplateError> {
-        if messages.is_empty() {
-            return Err(TemplateError::NoMessages);
-        }
         let turns = messages.iter().map(|message| {
             Value::from_pairs([("role", message.role.as_str()), ("content", message.content.as_str())])
         });
+        self.render_values(turns.collect(), Value::from(()), add_generation_prompt)
+    }
+
+    /// As [`ChatTemplate::render`], for messages that are more than a role and a text: objects in the form that
+    /// `apply_chat_template` of `transformers` takes, with `tool_calls`, `tool_call_id` and `name`; and `tools`, the
+    /// functions that the model may call, in the same form.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`].
+    pub fn render_json(
+        &self,
+        messages: &[Json],
+        tools: Option<&[Json]>,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let turns = messages.iter().map(json::value).collect();
+        let tools = tools.map(|tools| tools.iter().map(json::value).collect::<Vec<_>>());
+        let tools = tools.map_or_else(|| Value::from(()), Value::from);
+        self.render_values(turns, tools, add_generation_prompt)
+    }
+
+    fn render_values(
+        &self,
+        turns: Vec<Value>,
+        tools: Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        if turns.is_empty() {
+            return Err(TemplateError::NoMessages);
+        }
         let special = self.special.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str())));
         let context = special.chain([
-            ("messages", Value::from(turns.collect::<Vec<_>>())),
-            ("tools", Value::from(())),
+            ("messages", Value::from(turns)),
+            ("tools", tools),
             ("documents", Value::from(())),
             ("add_generation_prompt", Value::from(add_generation_prompt)),
         ]);

@@ -13,6 +13,7 @@
 //!   counts as it stands.
 //! - Truncation, padding and BPE dropout in `tokenizer.json` are ignored: a text has one encoding, and it is whole.
 
+mod bytes;
 mod error;
 mod files;
 mod quiet;

@@ -4,12 +4,29 @@
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
+use serde_json::Value as Json;
 
 /// Deepest nesting, so that a value that a template nests in a loop cannot exhaust the stack.
 const MAX_DEPTH: usize = 100;
 
 /// Longest output, in bytes: as long as a rendering may be.
 const MAX_LENGTH: usize = super::MAX_OUTPUT;
+
+/// JSON as the engine's own kind of value. As deep as the JSON, whose reader bounds that.
+pub(super) fn value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(n), _) => Value::from(n),
+            (None, Some(n)) => Value::from(n),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(items) => Value::from(items.iter().map(value).collect::<Vec<_>>()),
+        Json::Object(map) => Value::from_pairs(map.iter().map(|(key, json)| (key.as_str(), value(json)))),
+    }
+}
 
 struct Style {
     ensure_ascii: bool,

@@ -63,4 +63,7 @@ pub enum TokenizerError {
         /// The library's message.
         message: String,
     },
+    /// The text of a token depends on those around it.
+    #[error("the tokenizer's decoder gives tokens a text that depends on their neighbours; this needs one that does not")]
+    Context,
 }

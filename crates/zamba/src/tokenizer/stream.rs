@@ -23,7 +23,7 @@ pub struct DecodeStream {
 }
 
 /// One step of a decoder.
-enum Stage {
+pub(super) enum Stage {
     /// Changes each token by itself.
     Each(DecoderWrapper),
     /// Turns the replacement character into a space, except in the first token, where it is dropped.
@@ -111,7 +111,7 @@ impl DecodeStream {
 }
 
 /// Takes `decoder` apart. `single` says that what arrives is one token in fragments, as after `Fuse`.
-fn add_stages(decoder: &DecoderWrapper, single: &mut bool, stages: &mut Vec<Stage>) {
+pub(super) fn add_stages(decoder: &DecoderWrapper, single: &mut bool, stages: &mut Vec<Stage>) {
     let stage = match decoder {
         DecoderWrapper::Sequence(sequence) => {
             sequence.get_decoders().iter().for_each(|inner| add_stages(inner, single, stages));
@@ -221,7 +221,7 @@ impl Stage {
 }
 
 /// The byte of a token such as `<0x0A>`, read as the library reads it.
-fn byte_of(token: &str) -> Option<u8> {
+pub(super) fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     if digits.len() == 2 { u8::from_str_radix(digits, 16).ok() } else { None }
 }
@@ -237,7 +237,7 @@ fn flush_bytes(bytes: &mut Vec<u8>, out: &mut Vec<String>) {
 }
 
 /// Appends the bytes that a byte-level token spells; a token with a character outside the alphabet stands for itself.
-fn push_byte_level(tail: &mut Vec<u8>, token: &str) {
+pub(super) fn push_byte_level(tail: &mut Vec<u8>, token: &str) {
     let before = tail.len();
     for c in token.chars() {
         match byte_level(c) {

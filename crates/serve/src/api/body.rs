@@ -1,0 +1,146 @@
+//! From bytes to a request: size, form, and names of fields, before anything is done about it.
+
+use axum::body::Body;
+use axum::http::{HeaderMap, header};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use zamba::json::{self, JsonError};
+
+use super::error::ApiError;
+use crate::app::Limits;
+
+/// Values in one body. A tree takes twenty times the memory of its text, so bytes alone are no bound; this one leaves
+/// room for as many token ids as may wait in the queue.
+const MAX_VALUES: usize = 1 << 18;
+
+/// Whether a body is declared to be JSON. A page of another origin cannot declare that without asking first.
+pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
+    let encoded =
+        headers.get(header::CONTENT_ENCODING).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    if encoded || !essence.eq_ignore_ascii_case("application/json") {
+        return Err(ApiError::media_type());
+    }
+    Ok(())
+}
+
+/// The bytes of a body that is declared to be JSON.
+pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, ApiError> {
+    check_media_type(headers)?;
+    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if declared.is_some_and(|length| length > limits.body_bytes as u64) {
+        return Err(ApiError::too_large(limits.body_bytes));
+    }
+    let whole = http_body_util::BodyExt::collect(http_body_util::Limited::new(body, limits.body_bytes)).await;
+    match whole {
+        Ok(whole) => Ok(whole.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            Err(ApiError::too_large(limits.body_bytes))
+        }
+        Err(_) => Err(ApiError::bad("the body ended before it was complete; send it again")),
+    }
+}
+
+/// The request that a body holds. Refuses what two readers could read differently, and every field that has no meaning.
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Result<T, ApiError> {
+    let text = std::str::from_utf8(bytes).map_err(|_| ApiError::bad("the body is not UTF-8 text"))?;
+    let bounds = json::Limits { depth: limits.json_depth, values: MAX_VALUES };
+    let value = json::parse(text, bounds).map_err(|error| match error {
+        JsonError::DuplicateKey(key) => ApiError::invalid(short(&key), "this field stands in the body twice"),
+        error => ApiError::bad(format!("the body is {}", of_body(&error))),
+    })?;
+    if !value.is_object() {
+        return Err(ApiError::bad("the body must be a JSON object"));
+    }
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = error.path().to_string();
+        explain(if path == "." { "" } else { &path }, &error.into_inner().to_string())
+    })
+}
+
+fn of_body(error: &JsonError) -> String {
+    match error {
+        JsonError::TooDeep(limit) => format!("nested deeper than {limit} levels, the limit of this server"),
+        JsonError::TooMany(limit) => format!("made of more than {limit} values, the limit of this server"),
+        error => error.to_string(),
+    }
+}
+
+/// Puts the library's words about a field into ours.
+fn explain(path: &str, message: &str) -> ApiError {
+    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, &short(name)));
+    if let Some(param) = named("unknown field `") {
+        return ApiError::invalid(param, "this server does not know this field; leave it out");
+    }
+    if let Some(param) = named("missing field `") {
+        return ApiError::invalid(param, "this field is required");
+    }
+    if path.is_empty() { ApiError::bad(message) } else { ApiError::invalid(short(path), message) }
+}
+
+fn join(path: &str, name: &str) -> String {
+    if path.is_empty() || path.ends_with(name) && path != name && path.ends_with(&format!(".{name}")) {
+        return if path.is_empty() { name.to_owned() } else { path.to_owned() };
+    }
+    format!("{path}.{name}")
+}
+
+/// A name from outside, cut to a length that fits a line.
+fn short(name: &str) -> String {
+    name.chars().take(100).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only decoding is looked at")]
+    struct Request {
+        a: u32,
+        b: Option<Inner>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "only decoding is looked at")]
+    struct Inner {
+        c: Vec<f32>,
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        let param = |text: &str| {
+            let error = decode::<Request>(text.as_bytes(), &Limits::default()).unwrap_err();
+            assert_eq!(error.status, 400, "{text}");
+            error.param.unwrap_or_default()
+        };
+        assert_eq!(param("{}"), "a");
+        assert_eq!(param(r#"{"a":-1}"#), "a");
+        assert_eq!(param(r#"{"a":1,"x":1}"#), "x");
+        assert_eq!(param(r#"{"a":1,"a":1}"#), "a");
+        assert_eq!(param(r#"{"a":1,"b":{"c":[1,"x"]}}"#), "b.c[1]");
+        assert_eq!(param(r#"{"a":1,"b":{"c":[],"d":1}}"#), "b.d");
+        assert_eq!(param(r#"{"a":1,"b":{}}"#), "b.c");
+        assert_eq!(param(r#"{"a":1e999}"#), "");
+        assert_eq!(param(r#"[1]"#), "");
+        assert_eq!(param(r#"{"a":"\ud800"}"#), "");
+    }
+
+    #[test]
+    fn only_declared_json_is_read() {
+        let check = |name: header::HeaderName, value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, "application/json".parse().unwrap());
+            headers.insert(name, value.parse().unwrap());
+            check_media_type(&headers).is_ok()
+        };
+        assert!(check(header::CONTENT_TYPE, "Application/JSON; charset=utf-8"));
+        assert!(!check(header::CONTENT_TYPE, "text/plain"));
+        assert!(!check(header::CONTENT_TYPE, "application/jsonp"));
+        assert!(!check(header::CONTENT_ENCODING, "gzip"));
+        assert!(check_media_type(&HeaderMap::new()).is_err());
+    }
+}
