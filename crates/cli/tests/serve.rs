@@ -252,3 +252,50 @@ fn traces_go_to_their_collector() {
         assert!(batch.contains(word), "no {word} in {batch}");
     }
 }
+
+/// Begins a stream that would go on for long, and waits for its first event.
+fn stream(server: &Served) -> BufReader<TcpStream> {
+    let body = r#"{"model":"m","prompt":[1,2,3],"max_tokens":100000,"stream":true,"seed":1}"#;
+    let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n";
+    let mut socket = server.connect();
+    socket.write_all(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes()).unwrap();
+    let mut reader = BufReader::new(socket);
+    let mut line = String::new();
+    while !line.starts_with("data: ") {
+        line.clear();
+        assert!(reader.read_line(&mut line).unwrap() > 0, "no stream");
+    }
+    reader
+}
+
+#[test]
+fn streams_that_outlive_the_server_end_with_an_event_that_says_so() {
+    let bench = Bench::with_model();
+    let server = Served::start(&bench, "--ctx 1000000 --grace 0.3 --cache-size 0");
+    let mut streams: Vec<_> = (0..3).map(|_| stream(&server)).collect();
+    let Ended { code, err, .. } = server.end("-TERM");
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("3 requests were broken off"), "{err}");
+    for stream in &mut streams {
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert!(rest.contains("\"error\"") && rest.contains("shutting"), "{rest:?}");
+        assert!(rest.ends_with("0\r\n\r\n"), "the end is marked: {rest:?}");
+    }
+}
+
+#[test]
+fn the_second_signal_ends_at_once() {
+    let bench = Bench::with_model();
+    let server = Served::start(&bench, "--ctx 1000000 --grace 600 --cache-size 0");
+    let mut stream = stream(&server);
+    server.signal("-INT");
+    // Draining, it says so.
+    while !server.get("/health", "").contains("draining") {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut line = String::new();
+    stream.read_line(&mut line).unwrap();
+    let Ended { code, .. } = server.end("-INT");
+    assert_eq!(code, Some(1));
+}
