@@ -10,6 +10,7 @@ mod completions;
 mod conversation;
 mod error;
 mod run;
+mod states;
 mod tools;
 mod words;
 
@@ -17,7 +18,7 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::request::Parts;
-use axum::routing::post;
+use axum::routing::{delete, get, post};
 use tokio::sync::Semaphore;
 
 use crate::app::{App, Caller, RequestId};
@@ -51,7 +52,10 @@ impl Api {
     /// Compiles the grammar that the field `param` asks for.
     async fn compile(&self, grammar: Grammar, param: &str) -> Result<Rule, ApiError> {
         let Some(tokenizer) = &self.app.tokenizer else {
-            return Err(ApiError::invalid(param, "the model has no tokenizer, so no text can be held to a grammar"));
+            return Err(ApiError::invalid(
+                param,
+                "the model has no tokenizer, so no text can be held to a grammar",
+            ));
         };
         let prepared = self.grammars.get_or_init(|| Grammars::new(tokenizer, &self.app.ends));
         let grammars = prepared.clone().map_err(|error| ApiError::invalid(param, error.to_string()))?;
@@ -91,5 +95,8 @@ pub fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/state", get(states::list).post(states::save))
+        .route("/v1/state/{name}", delete(states::delete))
+        .route("/v1/state/{name}/restore", post(states::restore))
         .with_state(Arc::new(Api::new(app)))
 }

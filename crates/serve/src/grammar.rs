@@ -158,7 +158,14 @@ pub(crate) fn with_options(schema: Value) -> Result<Value, GrammarError> {
 }
 
 fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown cause").chars().take(300).collect()
+    message
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("unknown cause")
+        .chars()
+        .take(300)
+        .collect()
 }
 
 /// A compiled grammar at its beginning.

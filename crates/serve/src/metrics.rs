@@ -1,5 +1,7 @@
 //! Counters and gauges, under vLLM's names where they mean the same.
 
+mod process;
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -145,6 +147,7 @@ impl Default for Metrics {
 impl Metrics {
     fn register_all(&self) {
         self.with_registry(|r| {
+            r.register_collector(Box::new(process::Process));
             r.register("vllm:num_requests_running", "Sequences in slots", self.running.clone());
             r.register("vllm:num_requests_waiting", "Requests that wait for a slot", self.waiting.clone());
             r.register(

@@ -17,8 +17,9 @@ const MAX_VALUES: usize = 1 << 18;
 pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
-    let encoded =
-        headers.get(header::CONTENT_ENCODING).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let encoded = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
     if encoded || !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::media_type());
     }
@@ -28,7 +29,8 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
 /// The bytes of a body that is declared to be JSON.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, ApiError> {
     check_media_type(headers)?;
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limits.body_bytes as u64) {
         return Err(ApiError::too_large(limits.body_bytes));
     }
@@ -69,7 +71,8 @@ fn of_body(error: &JsonError) -> String {
 
 /// Puts the library's words about a field into ours.
 fn explain(path: &str, message: &str) -> ApiError {
-    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, &short(name)));
+    let named =
+        |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, &short(name)));
     if let Some(param) = named("unknown field `") {
         return ApiError::invalid(param, "this server does not know this field; leave it out");
     }

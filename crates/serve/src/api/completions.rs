@@ -20,7 +20,10 @@ use crate::engine::{Event, Finish, Logprob};
 
 /// What a text begins with.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "must be a string, a list of strings, a list of token ids, or a list of such lists")]
+#[serde(
+    untagged,
+    expecting = "must be a string, a list of strings, a list of token ids, or a list of such lists"
+)]
 pub(crate) enum Prompt {
     /// A text.
     Text(String),
@@ -156,7 +159,11 @@ impl CompletionChoice {
         (status = "default", description = "What is wrong", body = ErrorBody),
     )
 )]
-pub(crate) async fn completions(State(api): State<Arc<Api>>, parts: Parts, body: axum::body::Body) -> Response {
+pub(crate) async fn completions(
+    State(api): State<Arc<Api>>,
+    parts: Parts,
+    body: axum::body::Body,
+) -> Response {
     answer(api, parts, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
