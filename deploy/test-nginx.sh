@@ -77,7 +77,7 @@ replicas "$at"
 
 echo "3. A stream comes piece by piece"
 curl -sN "$front/v1/completions" -H 'Content-Type: application/json' \
-    -d '{"model":"tiny","prompt":[1,2,3],"max_tokens":400,"stream":true}' |
+    -d '{"model":"tiny","prompt":[1,2,3],"max_tokens":400,"stream":true,"temperature":0,"logit_bias":{"2":-100}}' |
     while read -r line; do
         case $line in data:*) date +%s%N ;; esac
     done >"$work/times"
