@@ -8,8 +8,14 @@ mod chat;
 mod common;
 mod completions;
 mod conversation;
+mod embeddings;
 mod error;
+mod messages;
+mod models;
+mod openapi;
 mod run;
+mod states;
+mod tokens;
 mod tools;
 mod words;
 
@@ -17,10 +23,10 @@ use std::sync::{Arc, OnceLock};
 
 use axum::Router;
 use axum::http::request::Parts;
-use axum::routing::post;
+use axum::routing::{delete, get, post};
 use tokio::sync::Semaphore;
 
-use crate::app::{App, Caller, RequestId};
+use crate::app::{App, Caller};
 use crate::grammar::{Grammar, GrammarError, Grammars, Rule};
 use error::ApiError;
 use words::Words;
@@ -30,38 +36,40 @@ pub(crate) struct Api {
     pub(crate) app: Arc<App>,
     /// Long texts that are encoded at once: no more than there are processors.
     encoders: Semaphore,
-    /// Grammars that are compiled at once, likewise.
-    compilers: Semaphore,
-    words: OnceLock<Words>,
+    document: OnceLock<String>,
+    /// What tokens spell.
+    words: Words,
     grammars: OnceLock<Result<Grammars, GrammarError>>,
 }
 
 impl Api {
     fn new(app: Arc<App>) -> Self {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let (encoders, compilers) = (Semaphore::new(threads), Semaphore::new(threads));
-        Api { app, encoders, compilers, words: OnceLock::new(), grammars: OnceLock::new() }
-    }
-
-    /// What tokens spell.
-    fn words(&self) -> &Words {
-        self.words.get_or_init(|| Words::new(self.app.tokenizer.as_ref()))
+        let words = Words::new(app.tokenizer.as_ref());
+        let encoders = Semaphore::new(threads);
+        Api { app, encoders, words, document: OnceLock::new(), grammars: OnceLock::new() }
     }
 
     /// Compiles the grammar that the field `param` asks for.
-    async fn compile(&self, grammar: Grammar, param: &str) -> Result<Rule, ApiError> {
-        let Some(tokenizer) = &self.app.tokenizer else {
-            return Err(ApiError::invalid(param, "the model has no tokenizer, so no text can be held to a grammar"));
-        };
-        let prepared = self.grammars.get_or_init(|| Grammars::new(tokenizer, &self.app.ends));
-        let grammars = prepared.clone().map_err(|error| ApiError::invalid(param, error.to_string()))?;
-        let turn = self.compilers.acquire().await;
-        let rule = grammars.compile(grammar).await;
-        drop(turn);
-        rule.map_err(|error| match error {
+    async fn compile(self: &Arc<Self>, grammar: Grammar, param: &str) -> Result<Rule, ApiError> {
+        let wrong = |error: GrammarError| match error {
             GrammarError::Internal(_) => ApiError::internal(error.to_string()),
             error => ApiError::invalid(param, error.to_string()),
-        })
+        };
+        let Some(tokenizer) = self.app.tokenizer.clone() else {
+            let message = "the model has no tokenizer, so no text can be held to a grammar";
+            return Err(ApiError::invalid(param, message));
+        };
+        let api = self.clone();
+        let prepare = move || api.grammars.get_or_init(|| Grammars::new(&tokenizer, &api.app.ends)).clone();
+        let grammars = match self.grammars.get() {
+            Some(grammars) => grammars.clone(),
+            // The first one takes a while: it sorts the whole vocabulary.
+            None => tokio::task::spawn_blocking(prepare)
+                .await
+                .unwrap_or_else(|error| Err(GrammarError::Internal(error.to_string()))),
+        };
+        grammars.map_err(wrong)?.compile(grammar).await.map_err(wrong)
     }
 
     /// The text of tokens, without special ones.
@@ -70,19 +78,14 @@ impl Api {
     }
 }
 
-/// Who asks, and under which number.
+/// Who asks.
 struct Ask {
     caller: Caller,
-    #[expect(dead_code, reason = "x")]
-    request: RequestId,
 }
 
 impl Ask {
     fn new(parts: &Parts) -> Self {
-        Ask {
-            caller: parts.extensions.get().cloned().unwrap_or_default(),
-            request: parts.extensions.get().cloned().unwrap_or_default(),
-        }
+        Ask { caller: parts.extensions.get().cloned().unwrap_or_default() }
     }
 }
 
@@ -91,5 +94,18 @@ pub fn routes(app: Arc<App>) -> Router {
     Router::new()
         .route("/v1/completions", post(completions::completions))
         .route("/v1/chat/completions", post(chat::chat))
+        .route("/v1/messages", post(messages::messages))
+        .route("/v1/messages/count_tokens", post(messages::count))
+        .route("/v1/embeddings", post(embeddings::embeddings))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*id}", get(models::one))
+        .route("/tokenize", post(tokens::tokenize))
+        .route("/detokenize", post(tokens::detokenize))
+        .route("/tokenizer_info", get(tokens::info))
+        .route("/openapi.json", get(openapi::openapi))
+        .route("/v1/state", get(states::list).post(states::save))
+        .route("/v1/state/{name}", delete(states::delete))
+        .route("/v1/state/{name}/restore", post(states::restore))
+        .method_not_allowed_fallback(|| async { ApiError::method() })
         .with_state(Arc::new(Api::new(app)))
 }

@@ -10,6 +10,7 @@ use llguidance::api::{GrammarWithLexer, ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie, TokenId};
 use llguidance::{Matcher, ParserFactory};
 use serde_json::{Map, Value, json};
+use tokio::sync::Semaphore;
 use zamba::tokenizer::{Tokenizer, TokenizerError};
 
 use crate::engine::Constrain;
@@ -53,6 +54,8 @@ pub enum Grammar {
 #[derive(Clone)]
 pub struct Grammars {
     factory: Arc<ParserFactory>,
+    /// Grammars that are compiled at once: no more than there are processors.
+    turns: Arc<Semaphore>,
 }
 
 impl Grammars {
@@ -76,7 +79,8 @@ impl Grammars {
         let mut factory = factory.map_err(|error| GrammarError::Tokenizer(error.to_string()))?;
         factory.quiet();
         *factory.limits_mut() = limits();
-        Ok(Grammars { factory: Arc::new(factory) })
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Grammars { factory: Arc::new(factory), turns: Arc::new(Semaphore::new(threads)) })
     }
 
     /// Compiles a grammar without holding up anyone else.
@@ -84,19 +88,26 @@ impl Grammars {
     /// # Errors
     /// If it is wrong, beyond the limits, or uses what is not implemented.
     pub async fn compile(&self, grammar: Grammar) -> Result<Rule, GrammarError> {
+        match tokio::time::timeout(PATIENCE, self.compile_in_turn(grammar)).await {
+            Err(_) => Err(GrammarError::TooSlow),
+            Ok(result) => result,
+        }
+    }
+
+    /// The turn ends with the work, not with the patience of whoever asked for it.
+    async fn compile_in_turn(&self, grammar: Grammar) -> Result<Rule, GrammarError> {
+        let internal = |what: &dyn std::fmt::Display| GrammarError::Internal(what.to_string());
+        let turn = self.turns.clone().acquire_owned().await.map_err(|error| internal(&error))?;
         let (sender, receiver) = tokio::sync::oneshot::channel();
         let grammars = self.clone();
         let work = move || {
             // Nobody waits any longer if the receiver is gone.
             let _ = sender.send(grammars.compile_here(grammar));
+            drop(turn);
         };
         let thread = std::thread::Builder::new().name("grammar".to_owned()).stack_size(STACK);
-        thread.spawn(work).map_err(|error| GrammarError::Internal(error.to_string()))?;
-        match tokio::time::timeout(PATIENCE, receiver).await {
-            Err(_) => Err(GrammarError::TooSlow),
-            Ok(Err(_)) => Err(GrammarError::Internal("it ended without a result".to_owned())),
-            Ok(Ok(result)) => result,
-        }
+        thread.spawn(work).map_err(|error| internal(&error))?;
+        receiver.await.unwrap_or_else(|_| Err(internal(&"it ended without a result")))
     }
 
     fn compile_here(&self, grammar: Grammar) -> Result<Rule, GrammarError> {
@@ -158,7 +169,14 @@ pub(crate) fn with_options(schema: Value) -> Result<Value, GrammarError> {
 }
 
 fn one_line(message: &str) -> String {
-    message.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("unknown cause").chars().take(300).collect()
+    message
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("unknown cause")
+        .chars()
+        .take(300)
+        .collect()
 }
 
 /// A compiled grammar at its beginning.
@@ -196,5 +214,79 @@ impl Constrain for Following {
 
     fn finished(&mut self) -> bool {
         self.matcher.is_stopped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Vocabulary of a folder with byte-level tokens of the test data, special ones among them.
+    fn tokenizer() -> Tokenizer {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../zamba/tests/data/tokenizers/byte_level");
+        Tokenizer::from_dir(&root).unwrap()
+    }
+
+    async fn rule(grammar: Grammar) -> Result<Rule, GrammarError> {
+        let tokenizer = tokenizer();
+        Grammars::new(&tokenizer, tokenizer.eos_ids()).unwrap().compile(grammar).await
+    }
+
+    fn allowed(rule: &mut dyn Constrain, vocab: usize) -> Vec<u32> {
+        let mut logits = vec![0.5; vocab];
+        rule.mask(&mut logits).unwrap();
+        (0..vocab as u32).filter(|&id| logits[id as usize] > f32::NEG_INFINITY).collect()
+    }
+
+    #[tokio::test]
+    async fn a_text_ends_only_where_the_grammar_does() {
+        let tokenizer = tokenizer();
+        let ends = tokenizer.eos_ids().to_vec();
+        assert!(!ends.is_empty());
+        let rule = rule(Grammar::Json(json!({ "enum": [1, 12] }))).await.unwrap();
+        // The model's vocabulary is larger than the tokenizer's.
+        let vocab = tokenizer.max_id() as usize + 50;
+        let mut sequence = rule.begin();
+        let one = tokenizer.encode("1", false).unwrap()[0];
+        let first = allowed(sequence.as_mut(), vocab);
+        assert!(first.contains(&one));
+        assert!(first.iter().all(|id| !tokenizer.is_special(*id) && *id <= tokenizer.max_id()), "{first:?}");
+        sequence.accept(one).unwrap();
+        let second = allowed(sequence.as_mut(), vocab);
+        assert!(ends.iter().all(|end| second.contains(end)) && !sequence.finished());
+        sequence.accept(tokenizer.encode("2", false).unwrap()[0]).unwrap();
+        assert!(sequence.finished());
+        // Another sequence of the same rule stands at its own beginning.
+        assert_eq!(allowed(rule.begin().as_mut(), vocab), first);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_breaks_the_rule_is_an_error_from_then_on() {
+        let rule = rule(Grammar::Json(json!({ "type": "boolean" }))).await.unwrap();
+        let mut sequence = rule.begin();
+        assert!(sequence.accept(tokenizer().encode("x", false).unwrap()[0]).is_err());
+        assert!(sequence.mask(&mut [0.0; 400]).is_err());
+    }
+
+    #[tokio::test]
+    async fn nothing_of_a_grammar_is_left_out() {
+        for schema in [
+            json!({ "type": "object", "not": { "required": ["a"] } }),
+            json!({ "type": "array", "uniqueItems": true }),
+            json!({ "type": "array", "contains": { "const": 1 } }),
+            json!({ "if": { "const": 1 }, "then": false }),
+            json!({ "type": "string", "format": "colour" }),
+            json!({ "type": "string", "pattern": "(?=x)y" }),
+            json!({ "type": "object", "dependentRequired": { "a": ["b"] } }),
+            json!({ "oneOf": [{ "type": "integer" }, { "type": "number" }] }),
+            json!({ "x-guidance": { "lenient": true }, "not": {} }),
+            json!({ "$ref": "#/$defs/none" }),
+            json!([1]),
+        ] {
+            let refused = rule(Grammar::Json(schema.clone())).await;
+            assert!(refused.is_err(), "{schema}");
+        }
+        assert!(rule(Grammar::Lark("start: (".into())).await.is_err());
     }
 }

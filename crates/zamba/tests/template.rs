@@ -141,3 +141,20 @@ fn errors_name_the_line() {
     let empty = ChatTemplate::new("x", special()).unwrap().render(&[], true);
     assert!(matches!(empty, Err(TemplateError::NoMessages)));
 }
+
+#[test]
+fn tools_and_calls_reach_the_template_as_objects() {
+    let source = "{% for t in tools %}{{ t | tojson }};{% endfor %}{% for m in messages %}{{ m.role }}={{ m.content }}\
+        {% for c in m.tool_calls or [] %}[{{ c.function.arguments.n }}]{% endfor %};{% endfor %}";
+    let template = ChatTemplate::new(source, special()).unwrap();
+    assert!(template.knows_tools() && template.source() == source);
+    let messages = [
+        serde_json::json!({"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"n": 18446744073709551615u64}}}]}),
+        serde_json::json!({"role": "tool", "content": "é"}),
+    ];
+    let tools = [serde_json::json!({"b": [1.5, null, true], "a": "x"})];
+    let text = template.render_json(&messages, Some(&tools), false).unwrap();
+    assert_eq!(text, "{\"b\": [1.5, null, true], \"a\": \"x\"};assistant=[18446744073709551615];tool=é;");
+    assert!(!ChatTemplate::new("{{ messages[0].content }}", special()).unwrap().knows_tools());
+    assert!(matches!(template.render_json(&[], None, true), Err(TemplateError::NoMessages)));
+}

@@ -136,3 +136,22 @@ fn megabytes_of_one_character_are_encoded_whole() {
         }
     }
 }
+
+#[test]
+fn bytes_of_tokens_put_together_are_the_text() {
+    for name in ["byte_level", "llama_bare", "llama_first", "llama_legacy", "mistral"] {
+        let tokenizer = Tokenizer::from_dir(&folder(name)).unwrap();
+        let bytes = match tokenizer.token_bytes() {
+            Ok(bytes) => bytes,
+            Err(error) => panic!("{name}: {error}"),
+        };
+        assert_eq!(bytes.len(), tokenizer.max_id() as usize + 1);
+        for text in ["Hello, world", "a  b\n\tc", "é→😀", "x\u{1}y", "1234 <0x41>"] {
+            let ids = tokenizer.encode(text, false).unwrap();
+            let whole: Vec<u8> = ids.iter().flat_map(|&id| bytes[id as usize].clone()).collect();
+            let whole = String::from_utf8(whole).unwrap();
+            // Some put a space before a text, which decoding takes off again.
+            assert_eq!(whole.strip_prefix(' ').unwrap_or(&whole), text, "{name}");
+        }
+    }
+}

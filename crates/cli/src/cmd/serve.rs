@@ -4,14 +4,16 @@ mod fingerprint;
 mod limits;
 mod listen;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 use zamba::ZambaConfig;
 use zamba_serve::edge::{self, Bound, Drained, Exporter, Server};
+use zamba_serve::states::States;
 use zamba_serve::{App, Engine, Settings};
 
 use crate::cmd::chat;
@@ -38,6 +40,9 @@ pub(crate) struct Args {
     /// A folder for saved states of conversations; without one none are saved.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// Most bytes of all saved states together.
+    #[arg(long, value_name = "SIZE", default_value = "10GiB", value_parser = common::parse_size)]
+    state_size: u64,
     /// Send traces to this OpenTelemetry collector (OTLP over HTTP), such as http://localhost:4318.
     #[arg(long, value_name = "URL", help_heading = "Log")]
     otlp_endpoint: Option<String>,
@@ -84,16 +89,24 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     // What is wrong with the place is said before minutes go into loading.
     let bound = Bound::new(args.listen.address(), args.edge()?)?;
     let traces = args.otlp_endpoint.as_deref().map(edge::exporter).transpose()?;
-    let (app, memory) = args.open()?;
+    let (app, memory, engine) = args.open()?;
     args.log.start(traces.as_ref())?;
     args.connections.prepare();
     let server = bound.listen(app.clone(), edge::routes(&app))?;
     args.announce(&server, &app, memory)?;
-    let drained = server.run_until(args.connections.http_threads(), interrupt::requested);
+    // The engine outlives whatever goes wrong with a request; without it there is nothing to serve.
+    let stop = || interrupt::requested() || engine.is_finished();
+    let drained = server.run_until(args.connections.http_threads(), stop);
+    let asked = interrupt::requested();
+    let fine = engine.join().is_ok();
     traces.into_iter().for_each(Exporter::finish);
-    match drained.context("the server cannot go on")? {
-        Drained { cut: 0 } => out::note("all requests have ended; good-bye"),
-        Drained { cut } => out::note(&format!("{cut} requests were broken off; good-bye")),
+    let Drained { cut } = drained.context("the server cannot go on")?;
+    if !(asked && fine) {
+        bail!("internal error: the engine has ended; start the server again, and please report this");
+    }
+    match cut {
+        0 => out::note("all requests have ended; good-bye"),
+        n => out::note(&format!("{n} requests were broken off; good-bye")),
     }
     Ok(())
 }
@@ -104,7 +117,7 @@ impl Args {
     }
 
     /// Loads the model and starts its engine.
-    fn open(&self) -> anyhow::Result<(Arc<App>, Memory)> {
+    fn open(&self) -> anyhow::Result<(Arc<App>, Memory, JoinHandle<()>)> {
         let folder = self.model.folder()?;
         let checkpoint = common::open(&folder, self.load)?;
         let config = checkpoint.config.clone();
@@ -112,12 +125,13 @@ impl Args {
         let template = chat::template(&folder)?;
         let settings = self.engine.settings(&config)?;
         let memory = memory(&config, &settings)?;
-        let states = self.state_dir.as_deref().map(states).transpose()?;
-        let fingerprint = fingerprint::of(&checkpoint, states.is_some())?;
+        let fingerprint = fingerprint::of(&checkpoint, self.state_dir.is_some())?;
+        let states = self.state_dir.as_deref().map(|folder| self.states(folder, &fingerprint)).transpose()?;
         let ends = text::end_tokens(&config, text.as_ref());
         let model = common::load(&checkpoint, &self.device, self.load)?;
         let tokenizer = text.map(|text| text.tokenizer);
-        let handle = Engine::start(model, tokenizer.clone(), settings);
+        let (handle, engine) =
+            Engine::start(model, tokenizer.clone(), settings).context("cannot start the engine")?;
         let app = App {
             handle,
             tokenizer,
@@ -129,7 +143,14 @@ impl Args {
             fingerprint,
             states,
         };
-        Ok((Arc::new(app), memory))
+        Ok((Arc::new(app), memory, engine))
+    }
+
+    fn states(&self, folder: &Path, fingerprint: &str) -> anyhow::Result<States> {
+        let states = States::open(folder, fingerprint.to_owned(), self.state_size);
+        states.with_context(|| {
+            format!("cannot use the folder {}; choose another --state-dir", folder.display())
+        })
     }
 
     fn announce(&self, server: &Server, app: &App, memory: Memory) -> anyhow::Result<()> {
@@ -172,11 +193,4 @@ fn memory(config: &ZambaConfig, settings: &Settings) -> anyhow::Result<Memory> {
     );
     common::check_bytes(both, &message)?;
     Ok(Memory { weights: cost.weights, slots: slots.unwrap_or(u64::MAX), cache: settings.cache_bytes })
-}
-
-/// The folder of saved states, which is made if it is not there.
-fn states(folder: &std::path::Path) -> anyhow::Result<PathBuf> {
-    std::fs::create_dir_all(folder)
-        .and_then(|()| folder.canonicalize())
-        .with_context(|| format!("cannot make the folder {}; choose another --state-dir", folder.display()))
 }

@@ -183,13 +183,20 @@ impl<const Q4: bool> IntOp for Forward<'_, Q4> {
 
     #[inline(always)]
     fn eval<S: IntTier>(mut self) {
+        // Loops and not closures: a closure that is not inlined may use none of the tier's instructions.
         let blocks = self.y.width / ROWS;
-        if self.y.rows == 1 {
-            let streams = blocks - blocks % STREAMS;
-            (0..streams).step_by(STREAMS).for_each(|block| self.token::<S, STREAMS>(block));
-            (streams..blocks).for_each(|block| self.token::<S, 1>(block));
-        } else {
-            (0..blocks).for_each(|block| self.tokens::<S>(block));
+        let mut block = 0;
+        while block < blocks {
+            if self.y.rows > 1 {
+                self.tokens::<S>(block);
+                block += 1;
+            } else if block + STREAMS <= blocks {
+                self.token::<S, STREAMS>(block);
+                block += STREAMS;
+            } else {
+                self.token::<S, 1>(block);
+                block += 1;
+            }
         }
         if let Some(bias) = self.bias {
             for t in 0..self.y.rows {

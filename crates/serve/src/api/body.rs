@@ -17,8 +17,9 @@ const MAX_VALUES: usize = 1 << 18;
 pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
-    let encoded =
-        headers.get(header::CONTENT_ENCODING).is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
+    let encoded = headers
+        .get(header::CONTENT_ENCODING)
+        .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
     if encoded || !essence.eq_ignore_ascii_case("application/json") {
         return Err(ApiError::media_type());
     }
@@ -28,7 +29,8 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
 /// The bytes of a body that is declared to be JSON.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, ApiError> {
     check_media_type(headers)?;
-    let declared = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    let declared =
+        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|length| length > limits.body_bytes as u64) {
         return Err(ApiError::too_large(limits.body_bytes));
     }
@@ -48,7 +50,10 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8], limits: &Limits) -> Resu
     let bounds = json::Limits { depth: limits.json_depth, values: MAX_VALUES };
     let value = json::parse(text, bounds).map_err(|error| match error {
         JsonError::DuplicateKey(key) => ApiError::invalid(short(&key), "this field stands in the body twice"),
-        error => ApiError::bad(format!("the body is {}", of_body(&error))),
+        error => {
+            let param = place(text, &error, limits.json_depth).and_then(|at| field_at(text, at));
+            ApiError { param, ..ApiError::bad(format!("the body is {}", of_body(&error))) }
+        }
     })?;
     if !value.is_object() {
         return Err(ApiError::bad("the body must be a JSON object"));
@@ -67,9 +72,91 @@ fn of_body(error: &JsonError) -> String {
     }
 }
 
+/// Where in the text something is wrong, in bytes.
+fn place(text: &str, error: &JsonError, depth: usize) -> Option<usize> {
+    match error {
+        JsonError::Syntax(message) => {
+            // The parser ends its message with the place, `at line 1 column 7`.
+            let (line, column) = message.rsplit_once(" at line ")?.1.split_once(" column ")?;
+            let (line, column) = (line.parse::<usize>().ok()?, column.parse::<usize>().ok()?);
+            let before: usize = text.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
+            Some(before + column)
+        }
+        JsonError::TooDeep(_) => {
+            Tokens::new(text).find(|token| token.depth > depth).map(|token| token.at)
+        }
+        _ => None,
+    }
+}
+
+/// The field of the outermost object in whose value the byte `at` lies.
+fn field_at(text: &str, at: usize) -> Option<String> {
+    let (mut string, mut field) = (None, None);
+    for token in Tokens::new(text).take_while(|token| token.at < at) {
+        match token.what {
+            b'"' if token.depth == 1 => string = Some(token.at),
+            b':' if token.depth == 1 => field = string,
+            b',' if token.depth == 1 => field = None,
+            _ => {}
+        }
+    }
+    let name = text.get(field? + 1..)?;
+    Some(short(&name[..name.find('"')?]))
+}
+
+/// Marks of a text that may be JSON: brackets, commas, colons, and the quotes that begin strings.
+struct Tokens<'a> {
+    text: &'a [u8],
+    at: usize,
+    depth: usize,
+}
+
+struct Token {
+    what: u8,
+    at: usize,
+    /// Brackets that are open, this one included.
+    depth: usize,
+}
+
+impl<'a> Tokens<'a> {
+    fn new(text: &'a str) -> Self {
+        Tokens { text: text.as_bytes(), at: 0, depth: 0 }
+    }
+}
+
+impl Iterator for Tokens<'_> {
+    type Item = Token;
+
+    fn next(&mut self) -> Option<Token> {
+        loop {
+            let (at, &what) = (self.at, self.text.get(self.at)?);
+            self.at += 1;
+            match what {
+                b'{' | b'[' => self.depth += 1,
+                b'}' | b']' => self.depth = self.depth.saturating_sub(1),
+                b'"' => {
+                    let mut escaped = false;
+                    while let Some(&byte) = self.text.get(self.at) {
+                        self.at += 1;
+                        match byte {
+                            _ if escaped => escaped = false,
+                            b'\\' => escaped = true,
+                            b'"' => break,
+                            _ => {}
+                        }
+                    }
+                }
+                b',' | b':' => {}
+                _ => continue,
+            }
+            return Some(Token { what, at, depth: self.depth });
+        }
+    }
+}
+
 /// Puts the library's words about a field into ours.
 fn explain(path: &str, message: &str) -> ApiError {
-    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, &short(name)));
+    let named = |start: &str| message.strip_prefix(start)?.split('`').next().map(|name| join(path, name));
     if let Some(param) = named("unknown field `") {
         return ApiError::invalid(param, "this server does not know this field; leave it out");
     }
@@ -79,11 +166,16 @@ fn explain(path: &str, message: &str) -> ApiError {
     if path.is_empty() { ApiError::bad(message) } else { ApiError::invalid(short(path), message) }
 }
 
+/// The path of a field, whether or not `path` leads up to it already.
 fn join(path: &str, name: &str) -> String {
-    if path.is_empty() || path.ends_with(name) && path != name && path.ends_with(&format!(".{name}")) {
-        return if path.is_empty() { name.to_owned() } else { path.to_owned() };
-    }
-    format!("{path}.{name}")
+    let whole = path == name || path.ends_with(&format!(".{name}"));
+    short(&if whole {
+        path.to_owned()
+    } else if path.is_empty() {
+        name.to_owned()
+    } else {
+        format!("{path}.{name}")
+    })
 }
 
 /// A name from outside, cut to a length that fits a line.
@@ -124,9 +216,20 @@ mod tests {
         assert_eq!(param(r#"{"a":1,"b":{"c":[1,"x"]}}"#), "b.c[1]");
         assert_eq!(param(r#"{"a":1,"b":{"c":[],"d":1}}"#), "b.d");
         assert_eq!(param(r#"{"a":1,"b":{}}"#), "b.c");
-        assert_eq!(param(r#"{"a":1e999}"#), "");
         assert_eq!(param(r#"[1]"#), "");
-        assert_eq!(param(r#"{"a":"\ud800"}"#), "");
+    }
+
+    #[test]
+    fn text_that_is_no_json_still_has_fields() {
+        let param = |text: &str| {
+            decode::<Request>(text.as_bytes(), &Limits::default()).unwrap_err().param.unwrap_or_default()
+        };
+        assert_eq!(param(r#"{"a":1e999}"#), "a");
+        assert_eq!(param(r#"{"x":{"y":"}:\"{"},"a":NaN}"#), "a");
+        assert_eq!(param("{\"b\":[1,\n\n2],\n\"a\":\"\\ud800\"}"), "a");
+        assert_eq!(param(&format!(r#"{{"b":{}}}"#, "[".repeat(100_000))), "b");
+        assert_eq!(param("{"), "");
+        assert_eq!(param(""), "");
     }
 
     #[test]

@@ -72,8 +72,12 @@ fn plan(request: &ChatRequest, mut plan: Plan, api: &Api) -> Result<Plan, ApiErr
     let most = api.app.limits.logprobs;
     let wanted = request.logprobs.unwrap_or(false);
     match request.top_logprobs {
-        Some(_) if !wanted => return Err(ApiError::invalid("top_logprobs", "only allowed with logprobs: true")),
-        Some(n) if n as usize > most => return Err(ApiError::invalid("top_logprobs", format!("at most {most}"))),
+        Some(_) if !wanted => {
+            return Err(ApiError::invalid("top_logprobs", "only allowed with logprobs: true"));
+        }
+        Some(n) if n as usize > most => {
+            return Err(ApiError::invalid("top_logprobs", format!("at most {most}")));
+        }
         _ => {}
     }
     plan.logprobs = wanted.then(|| request.top_logprobs.unwrap_or(0) as usize);

@@ -50,6 +50,7 @@ macro_rules! text_request {
         $(#[$meta])*
         #[derive(Debug, serde::Deserialize, utoipa::ToSchema)]
         #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "fields of no effect are checked and not read")]
         pub(crate) struct $name {
             $($(#[$field_meta])* pub(crate) $field: $type,)*
             /// Name of the model, as `/v1/models` lists it. The served one if left out.
@@ -297,7 +298,10 @@ pub(crate) fn check_model(app: &App, asked: Option<&str>) -> Result<(), ApiError
     match asked {
         Some(name) if name != app.name => {
             let name: String = name.chars().take(100).collect();
-            Err(ApiError::not_found("model", format!("model: {name:?} is not served here; it is {:?}", app.name)))
+            Err(ApiError::not_found(
+                "model",
+                format!("model: {name:?} is not served here; it is {:?}", app.name),
+            ))
         }
         _ => Ok(()),
     }
@@ -434,7 +438,8 @@ pub(crate) struct Timings {
 
 impl From<&Usage> for Timings {
     fn from(usage: &Usage) -> Self {
-        let per_second = |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+        let per_second =
+            |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
         let prompt_n = usage.prompt_tokens.saturating_sub(usage.cached_tokens);
         let (prefill, decode) = (usage.prefill.as_secs_f64(), usage.decode.as_secs_f64());
         Timings {

@@ -20,7 +20,10 @@ use crate::engine::{Event, Finish, Logprob};
 
 /// What a text begins with.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "must be a string, a list of strings, a list of token ids, or a list of such lists")]
+#[serde(
+    untagged,
+    expecting = "must be a string, a list of strings, a list of token ids, or a list of such lists"
+)]
 pub(crate) enum Prompt {
     /// A text.
     Text(String),
@@ -33,13 +36,13 @@ pub(crate) enum Prompt {
 }
 
 /// One prompt.
-enum One {
+pub(crate) enum One {
     Text(String),
     Tokens(Vec<u32>),
 }
 
 impl Prompt {
-    fn split(self) -> Vec<One> {
+    pub(crate) fn split(self) -> Vec<One> {
         match self {
             Prompt::Text(text) => vec![One::Text(text)],
             Prompt::Tokens(tokens) => vec![One::Tokens(tokens)],
@@ -156,7 +159,11 @@ impl CompletionChoice {
         (status = "default", description = "What is wrong", body = ErrorBody),
     )
 )]
-pub(crate) async fn completions(State(api): State<Arc<Api>>, parts: Parts, body: axum::body::Body) -> Response {
+pub(crate) async fn completions(
+    State(api): State<Arc<Api>>,
+    parts: Parts,
+    body: axum::body::Body,
+) -> Response {
     answer(api, parts, body).await.unwrap_or_else(IntoResponse::into_response)
 }
 
@@ -302,7 +309,7 @@ impl Told {
     }
 
     fn token_logprobs(&self, logprob: &Logprob, offset: usize) -> CompletionLogprobs {
-        let words = &self.api.words();
+        let words = &self.api.words;
         let mut top = Map::new();
         let own = (logprob.token, logprob.logprob);
         for (id, value) in logprob.top.iter().copied().chain([own]) {
@@ -318,7 +325,7 @@ impl Told {
     }
 
     fn prompt_logprobs(&self, prompt: usize, scores: &[Option<Logprob>]) -> CompletionLogprobs {
-        let words = self.api.words();
+        let words = &self.api.words;
         let mut stream = self.api.app.tokenizer.as_ref().map(|tokenizer| tokenizer.stream(true));
         let (mut all, mut offset) = (CompletionLogprobs::default(), 0);
         for (&id, score) in self.prompts[prompt].iter().zip(scores) {

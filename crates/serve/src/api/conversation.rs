@@ -51,7 +51,11 @@ impl Conversation {
         };
         let tools: Vec<Value> = self.tools.iter().map(Tool::template).collect();
         let rendered = if template.knows_tools() {
-            template.render_json(&self.turns, (!tools.is_empty()).then_some(&tools), self.add_generation_prompt)
+            template.render_json(
+                &self.turns,
+                (!tools.is_empty()).then_some(&tools),
+                self.add_generation_prompt,
+            )
         } else {
             template.render_json(&plain(self.turns, &self.tools), None, self.add_generation_prompt)
         };

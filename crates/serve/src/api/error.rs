@@ -195,9 +195,7 @@ impl From<Failure> for ApiError {
         let message = failure.to_string();
         match failure {
             Failure::Internal(_) | Failure::Sampling(_) => Self::internal(message),
-            Failure::Constraint(_) => {
-                ApiError { code: Some("grammar_failed"), ..Self::internal(message) }
-            }
+            Failure::Constraint(_) => ApiError { code: Some("grammar_failed"), ..Self::internal(message) },
             Failure::QueueTimeout => Self::unavailable(message, "queue_timeout", 5),
             Failure::ShuttingDown => Self::unavailable(message, "shutting_down", 5),
             Failure::RequestTimeout | Failure::Stalled => {

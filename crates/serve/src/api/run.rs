@@ -15,6 +15,7 @@ use futures_util::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 use super::Api;
 use super::common::Plan;
 use super::error::ApiError;
+use crate::edge::note_usage;
 use crate::engine::{Answer, Event, Handle, Permit, Request};
 use crate::grammar::Rule;
 
@@ -26,6 +27,14 @@ const SHORT_TEXT: usize = 4 << 10;
 
 /// Lets `count` sequences in, before any work is done for them.
 pub(crate) fn admit(handle: &Handle, count: usize, held: &mut Vec<Permit>) -> Result<(), ApiError> {
+    let settings = handle.settings();
+    let most = settings.slots + settings.max_queue;
+    if count > most {
+        // Coming back later would not help.
+        return Err(ApiError::bad(format!(
+            "{count} answers in one request; this server takes {most} at once"
+        )));
+    }
     while held.len() < count {
         held.push(handle.admit().map_err(|refusal| ApiError::refused(&refusal, "prompt"))?);
     }
@@ -128,7 +137,12 @@ impl Events {
         Some(match self.all.next().await? {
             (_, None) => Err(ApiError::internal("the engine has ended; restart the server")),
             (_, Some(Event::Failed(failure))) => Err(failure.into()),
-            (index, Some(event)) => Ok((index, event)),
+            (index, Some(event)) => {
+                if let Event::Done(done) = &event {
+                    note_usage(&done.usage);
+                }
+                Ok((index, event))
+            }
         })
     }
 }

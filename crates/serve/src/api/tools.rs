@@ -78,7 +78,10 @@ impl Tools {
             bytes += Value::Object(tool.parameters.clone()).to_string().len();
         }
         if bytes > grammar_bytes {
-            return Err(ApiError::invalid("tools", format!("the schemas have more than {grammar_bytes} bytes")));
+            return Err(ApiError::invalid(
+                "tools",
+                format!("the schemas have more than {grammar_bytes} bytes"),
+            ));
         }
         Ok(())
     }
@@ -118,7 +121,9 @@ impl Tools {
             schema.entry("type").or_insert_with(|| "object".into());
             let schema = with_options(Value::Object(schema)).map_err(wrong)?;
             let tail = quoted(&format!("}}\n{CLOSE}"));
-            lark.push_str(&format!("call_{at}: {head} arguments_{at} {tail}\narguments_{at}: %json {schema}\n"));
+            lark.push_str(&format!(
+                "call_{at}: {head} arguments_{at} {tail}\narguments_{at}: %json {schema}\n"
+            ));
         }
         Ok(Grammar::Lark(lark))
     }
@@ -138,7 +143,8 @@ impl Tool {
 
 /// What a model is told of functions where its template has no words of its own.
 pub(crate) fn describe(tools: &[Tool]) -> String {
-    let mut text = "You may call these functions, given with JSON schemas of their arguments:\n<tools>\n".to_owned();
+    let mut text =
+        "You may call these functions, given with JSON schemas of their arguments:\n<tools>\n".to_owned();
     for tool in tools {
         text.push_str(&format!("{}\n", tool.template()));
     }
@@ -251,7 +257,13 @@ impl Reader {
         found
     }
 
-    fn arguments(&mut self, mut depth: usize, mut string: bool, mut escaped: bool, out: &mut Vec<Piece>) -> bool {
+    fn arguments(
+        &mut self,
+        mut depth: usize,
+        mut string: bool,
+        mut escaped: bool,
+        out: &mut Vec<Piece>,
+    ) -> bool {
         let mut end = None;
         for (at, byte) in self.held.bytes().enumerate() {
             match byte {

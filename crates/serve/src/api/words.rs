@@ -34,7 +34,9 @@ impl Words {
         if let Some(bytes) = self.bytes(id) {
             return match std::str::from_utf8(bytes) {
                 Ok(text) => text.to_owned(),
-                Err(_) => bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}")),
+                Err(_) => {
+                    bytes.iter().fold("bytes:".to_owned(), |text, byte| text + &format!("\\x{byte:02x}"))
+                }
             };
         }
         let decoded = self.tokenizer.as_ref().and_then(|tokenizer| tokenizer.decode(&[id], false).ok());

@@ -40,17 +40,17 @@ const HEADERS: [(HeaderName, &str); 6] = [
 /// Answers one request. Whatever goes wrong, this request gets to know and no other notices.
 pub(crate) async fn answer(edge: Arc<Edge>, peer: IpAddr, request: Request<Incoming>) -> Response<Watched> {
     let id = edge.ids.of(request.headers());
-    let (method, path) = (request.method(), request.uri().path());
-    let mut record = Record::new(id.clone(), method, path, &edge.traffic, &edge.in_flight);
+    let path = request.uri().path().to_owned();
+    let mut record = Record::new(id.clone(), request.method(), &path, &edge.traffic, &edge.in_flight);
     let origin = request.headers().get(header::ORIGIN).cloned();
     let checked = check_place(&edge, &request);
     // An answer that says no must be readable for a page that may ask.
     let origin = origin.filter(|_| checked.is_ok());
     let mut response = match checked {
-        Err(problem) => problem.into_response(),
+        Err(problem) => problem.answer(&path),
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
         Ok(()) => match check_asker(&edge, peer, &request) {
-            Err(problem) => problem.into_response(),
+            Err(problem) => problem.answer(&path),
             Ok(caller) => route(&edge, caller, RequestId(id.clone()), request, &record).await,
         },
     };
@@ -178,7 +178,7 @@ fn identify<B>(edge: &Edge, peer: IpAddr, request: &Request<B>) -> Result<Caller
 /// Whether anybody may see this: whether the server is well, and the page, which knows nothing by itself.
 fn is_public(method: &Method, path: &str) -> bool {
     let looks = matches!(*method, Method::GET | Method::HEAD);
-    looks && (path == "/health" || path == "/" || path.starts_with("/assets/"))
+    looks && (path == "/health" || crate::page::paths().any(|public| public == path))
 }
 
 /// Whether a body is said to be JSON, in the only encoding that JSON has.
@@ -237,6 +237,7 @@ async fn route(
     let verdict = Verdict::default();
     let limit = edge.app.limits.body_bytes;
     let patience = edge.settings.body_timeout;
+    let path = request.uri().path().to_owned();
     let mut request = request
         .map(|body| Body::new(Limited::new(body, limit, patience, record.received(), verdict.clone())));
     request.extensions_mut().insert(caller);
@@ -244,12 +245,12 @@ async fn route(
     let handled = AssertUnwindSafe(edge.router.clone().oneshot(request)).catch_unwind();
     match (handled.instrument(record.span().clone()).await, verdict.get()) {
         // The handler saw that its body failed, and cannot know why.
-        (Ok(_), Some(problem)) => problem.clone().into_response(),
+        (Ok(_), Some(problem)) => problem.clone().answer(&path),
         (Ok(Ok(response)), None) => response,
         (Err(_), _) => {
             edge.traffic.panics.inc();
             tracing::error!(id = %record.id(), "a request ended by a fault of the program");
-            Problem::closing(StatusCode::INTERNAL_SERVER_ERROR, "internal error").into_response()
+            Problem::closing(StatusCode::INTERNAL_SERVER_ERROR, "internal error").answer(&path)
         }
     }
 }

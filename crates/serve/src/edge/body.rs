@@ -86,7 +86,7 @@ impl HttpBody for Limited {
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(_))) => {
-                let message = "the body ended early or is not framed as HTTP/1.1 asks for".to_owned();
+                let message = "the body ended early, or its chunks are not what they say".to_owned();
                 Poll::Ready(Some(Err(this.fail(StatusCode::BAD_REQUEST, message))))
             }
             Poll::Ready(None) => Poll::Ready(None),

@@ -141,6 +141,8 @@ impl Head {
             b'\r' => self.after_cr = true,
             // A line that begins with a space would continue the one before.
             b' ' | b'\t' if self.line_length == 0 => return Err(Bad),
+            // What stands behind it would be seen by some and not by others.
+            b'#' if !self.requested => return Err(Bad),
             b'\t' | 0x20..=0x7e | 0x80..=0xff => {
                 if self.line.len() < LOOKED_AT {
                     self.line.push(byte);
@@ -246,6 +248,7 @@ mod tests {
     fn the_first_byte_that_is_wrong_is_named() {
         assert_eq!(follow("GET / HTTP/1.1\nHost: a"), Err(14));
         assert_eq!(follow("GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n"), Err(22));
+        assert_eq!(follow("GET /#x HTTP/1.1\r\n\r\n"), Err(5));
         assert_eq!(follow("\r\nGET / HTTP/1.1\r\n\r\n"), Err(1));
         let chunked = "POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n";
         for bad in [

@@ -64,6 +64,8 @@ pub enum TokenizerError {
         message: String,
     },
     /// The text of a token depends on those around it.
-    #[error("the tokenizer's decoder gives tokens a text that depends on their neighbours; this needs one that does not")]
+    #[error(
+        "the tokenizer's decoder gives tokens a text that depends on their neighbours; this needs one that does not"
+    )]
     Context,
 }

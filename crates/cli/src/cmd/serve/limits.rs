@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use zamba::ZambaConfig;
+use zamba_serve::engine::Costs;
 use zamba_serve::{Limits, Settings};
 
 use crate::common;
+use crate::cost::Cost;
 
 /// Tokens of a sequence unless the user or the model says otherwise.
 const CONTEXT: usize = 4096;
@@ -30,7 +32,7 @@ pub(crate) struct EngineArgs {
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_cache)]
     cache_size: u64,
     /// Tokens between two states that are kept of one sequence.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     cache_interval: u32,
     /// Most requests that wait for a slot; more are refused with 429.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(0..=1 << 20))]
@@ -65,8 +67,21 @@ impl EngineArgs {
             stall_timeout: self.stall_timeout,
             cache_bytes: self.cache_size,
             cache_interval: self.cache_interval as usize,
+            costs: costs(config),
             ..Settings::default()
         })
+    }
+}
+
+/// What the work costs at least, so that the metrics can be held against what the machine can do.
+fn costs(config: &ZambaConfig) -> Costs {
+    let cost = Cost::of(config, config.dtype);
+    Costs {
+        bytes_per_step: cost.read_per_token,
+        bytes_per_sequence: cost.state,
+        bytes_per_context: cost.kv_per_token,
+        flops_per_token: cost.flops_per_token(0),
+        flops_per_context: cost.attention_flops_per_context,
     }
 }
 

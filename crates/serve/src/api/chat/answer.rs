@@ -227,7 +227,7 @@ impl Told {
             Event::Token(token) => {
                 self.read(index, &token.text, &mut news);
                 news.logprobs = token.logprob.map(|logprob| ChatLogprobs {
-                    content: vec![self.api.words().chat(&logprob)],
+                    content: vec![self.api.words.chat(&logprob)],
                     refusal: None,
                 });
                 news.token_ids = self.plan.token_ids.then(|| vec![token.id]);

@@ -105,6 +105,7 @@ impl Role {
 /// A message of a conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
+#[expect(dead_code, reason = "fields of no effect are checked and not read")]
 pub(crate) struct ChatMessage {
     pub(crate) role: Role,
     /// What is said. An assistant that calls functions may say nothing.
@@ -131,7 +132,10 @@ pub(crate) struct ChatMessage {
 
 /// What a message says.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "must be a string or a list of parts {\"type\": \"text\", \"text\": …}; this model reads text only")]
+#[serde(
+    untagged,
+    expecting = "must be a string or a list of parts {\"type\": \"text\", \"text\": …}; this model reads text only"
+)]
 pub(crate) enum Content {
     /// A text.
     Text(String),
@@ -214,7 +218,10 @@ pub(crate) struct ChatFunction {
 
 /// Which functions are to be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": …}}")]
+#[serde(
+    untagged,
+    expecting = "must be \"none\", \"auto\", \"required\" or {\"type\": \"function\", \"function\": {\"name\": …}}"
+)]
 pub(crate) enum ToolChoice {
     /// A rule.
     Mode(ToolMode),
@@ -314,7 +321,8 @@ pub(crate) fn tools(
     parallel: Option<bool>,
     grammar_bytes: usize,
 ) -> Result<Option<Tools>, ApiError> {
-    let list: Vec<Tool> = list.unwrap_or_default().into_iter().map(|tool| Tool::from(tool.function)).collect();
+    let list: Vec<Tool> =
+        list.unwrap_or_default().into_iter().map(|tool| Tool::from(tool.function)).collect();
     let choice = match choice {
         _ if list.is_empty() => match choice {
             None | Some(ToolChoice::Mode(ToolMode::None | ToolMode::Auto)) => return Ok(None),
@@ -325,7 +333,8 @@ pub(crate) fn tools(
         Some(ToolChoice::Mode(ToolMode::Required)) => Some(Choice::Required),
         Some(ToolChoice::Named(named)) => {
             let at = list.iter().position(|tool| tool.name == named.function.name);
-            let missing = || ApiError::invalid("tool_choice.function.name", "no function of tools has this name");
+            let missing =
+                || ApiError::invalid("tool_choice.function.name", "no function of tools has this name");
             Some(Choice::Named(at.ok_or_else(missing)?))
         }
     };
@@ -351,9 +360,8 @@ impl From<ChatFunction> for Tool {
 impl ChatMessage {
     /// In the form that chat templates know.
     pub(crate) fn turn(&self, at: usize) -> Result<Value, ApiError> {
-        let wrong = |field: &str, message: &str| {
-            Err(ApiError::invalid(format!("messages[{at}].{field}"), message))
-        };
+        let wrong =
+            |field: &str, message: &str| Err(ApiError::invalid(format!("messages[{at}].{field}"), message));
         let calls = self.tool_calls.as_deref().unwrap_or_default();
         if self.content.is_none() && (self.role != Role::Assistant || calls.is_empty()) {
             return wrong("content", "this field is required");
@@ -362,7 +370,10 @@ impl ChatMessage {
             return wrong("tool_calls", "only an assistant calls functions");
         }
         if self.tool_call_id.is_some() != (self.role == Role::Tool) {
-            return wrong("tool_call_id", "messages of role tool, and only those, say which call they answer");
+            return wrong(
+                "tool_call_id",
+                "messages of role tool, and only those, say which call they answer",
+            );
         }
         let content = self.content.as_ref().map(Content::text).unwrap_or_default();
         let mut turn = json!({ "role": self.role.name(), "content": content });
@@ -376,7 +387,10 @@ impl ChatMessage {
         for (n, call) in calls.iter().enumerate() {
             let EarlierFunction { name, arguments } = &call.function;
             let Ok(arguments @ Value::Object(_)) = serde_json::from_str(arguments) else {
-                return wrong(&format!("tool_calls[{n}].function.arguments"), "must be a JSON object, as a string");
+                return wrong(
+                    &format!("tool_calls[{n}].function.arguments"),
+                    "must be a JSON object, as a string",
+                );
             };
             list.push(conversation::call(&call.id, name, arguments));
         }

@@ -1,0 +1,98 @@
+//! `/openapi.json`: what may be asked, for programs.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+use utoipa::openapi::path::Operation;
+use utoipa::openapi::{PathItem, RefOr};
+
+use super::Api;
+use super::chat::ChatChunk;
+use super::{chat, completions, embeddings, messages, models, states, tokens};
+
+/// The paths of this module. Shapes come from the types that requests are decoded into.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "zamba serve", description = "OpenAI's and Anthropic's protocols, served by one Zamba model."),
+    paths(
+        completions::completions,
+        chat::chat,
+        messages::messages,
+        messages::count,
+        embeddings::embeddings,
+        models::list,
+        models::one,
+        tokens::tokenize,
+        tokens::detokenize,
+        tokens::info,
+        states::list,
+        states::save,
+        states::restore,
+        states::delete,
+    ),
+    components(schemas(ChatChunk)),
+    tags(
+        (name = "text", description = "Text"),
+        (name = "tokens", description = "Tokens"),
+        (name = "model", description = "The model"),
+        (name = "state", description = "Saved conversations"),
+    )
+)]
+struct Document;
+
+/// What a request may be answered with that gets no answer.
+const REFUSALS: [(&str, &str); 10] = [
+    ("400", "The request is wrong; `param` names the field"),
+    ("401", "A key is needed"),
+    ("403", "This host or origin may not ask"),
+    ("404", "There is no such model"),
+    ("413", "The body is too large"),
+    ("415", "The body is not declared to be JSON"),
+    ("429", "Too many requests wait; see Retry-After"),
+    ("500", "The server is at fault"),
+    ("503", "The server is going away or the queue did not move; see Retry-After"),
+    ("504", "The request took too long"),
+];
+
+/// What only requests for saved states may be answered with.
+const STATE_REFUSALS: [(&str, &str); 2] =
+    [("409", "The state belongs to another model or is damaged"), ("507", "There is no room for it")];
+
+/// The document as text.
+pub(crate) fn document() -> String {
+    let mut document = Document::openapi();
+    for item in document.paths.paths.values_mut() {
+        for operation in operations(item) {
+            spell_out(operation);
+        }
+    }
+    // Every part of it is a plain value.
+    document.to_json().unwrap_or_default()
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.post, &mut item.delete].into_iter().filter_map(Option::as_mut)
+}
+
+/// Puts the statuses of refusals in place of the one word for all of them.
+fn spell_out(operation: &mut Operation) {
+    let responses = &mut operation.responses.responses;
+    let Some(RefOr::T(default)) = responses.remove("default") else { return };
+    let about_states = operation.tags.iter().flatten().any(|tag| tag == "state");
+    let more: &[_] = if about_states { &STATE_REFUSALS } else { &[] };
+    for (status, description) in REFUSALS.iter().chain(more) {
+        let mut response = default.clone();
+        response.description = (*description).to_owned();
+        responses.entry((*status).to_owned()).or_insert(RefOr::T(response));
+    }
+}
+
+/// Gives the document.
+pub(crate) async fn openapi(State(api): State<Arc<Api>>) -> Response {
+    let mut response = api.document.get_or_init(document).clone().into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
