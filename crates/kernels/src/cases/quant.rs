@@ -145,7 +145,7 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(6, 32, 2112, false),
             plain(40, 16, 2112, true),
         ]);
-        for t in [1, 17, 37] {
+        for t in [1, 3, 6, 8, 17, 37] {
             for values in [Values::Largest, Values::Least, Values::Zeros] {
                 cases.push(QuantCase { values, ..plain(t, 32, 320, false) });
             }
