@@ -95,7 +95,7 @@ fn plain_scan(e: usize, h: usize, n: usize) -> f64 {
 /// Several matrices in turn, so that no cache holds the weights.
 fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
     let bytes = dtype.bytes(i * o);
-    let count = if t == 1 { (1usize << 30).div_ceil(bytes).min(24) } else { 1 };
+    let count = if t <= 16 { (1usize << 29).div_ceil(bytes).min(24) } else { 1 };
     let w: Vec<Mat> = (0..count)
         .map(|_| {
             let mut buf = dev.alloc(dtype, i * o);
@@ -334,7 +334,7 @@ fn main() {
     println!("{}", dev.name());
     limits(dev);
     if wanted("quant") {
-        for (t, o) in [(1, 14848), (8, 14848), (512, 4096)] {
+        for (t, o) in [(1, 14848), (2, 14848), (4, 14848), (6, 14848), (8, 14848), (16, 14848), (512, 4096)] {
             for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
                 quantised(dev, dtype, t, 3712, o);
             }

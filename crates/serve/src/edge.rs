@@ -28,6 +28,7 @@ use axum::Router;
 pub use keys::Keys;
 pub use listen::{Bound, Drained, Server};
 pub use otlp::{Exporter, exporter};
+pub(crate) use record::note_usage;
 pub use tls::Tls;
 
 use crate::app::App;

@@ -102,7 +102,7 @@ impl Bench {
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_zamba"));
         command.args(args).current_dir(self.dir.path()).stdin(Stdio::null());
-        for name in ["MODEL", "THREADS", "ISA", "DEVICE"] {
+        for name in ["MODEL", "THREADS", "ISA", "DEVICE", "WEIGHTS", "API_KEY", "LOG"] {
             command.env_remove(format!("ZAMBA_{name}"));
         }
         command.env("HF_HOME", self.path("hf-home")).env("HF_HUB_OFFLINE", "1").env_remove("HF_TOKEN");

@@ -83,6 +83,8 @@ fn may_use_tiles() -> bool {
 /// 7 are B.
 pub(super) struct Tiles {
     columns: usize,
+    /// Of tiles A and C.
+    rows: usize,
     /// The configuration belongs to the thread.
     thread: PhantomData<*const ()>,
 }
@@ -102,19 +104,28 @@ impl Tiles {
     ///
     /// # Panics
     /// If there are no columns, or more than [`SIDE`].
-    pub(super) fn new(_: Amx, columns: usize) -> Tiles {
+    pub(super) fn new(amx: Amx, columns: usize) -> Tiles {
+        Tiles::with_rows(amx, columns, SIDE)
+    }
+
+    /// As [`Tiles::new`], with tiles A and C of `rows` rows.
+    ///
+    /// # Panics
+    /// If there are no rows or columns, or more than [`SIDE`].
+    pub(super) fn with_rows(_: Amx, columns: usize, rows: usize) -> Tiles {
         assert!((1..=SIDE).contains(&columns), "{columns} columns in a tile");
+        assert!((1..=SIDE).contains(&rows), "{rows} rows in a tile");
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
         for tile in 0..8 {
             let is_a = tile == 4 || tile == 5;
             config.bytes_per_row[tile] = if is_a { 64 } else { 4 * columns as u16 };
-            config.rows[tile] = SIDE as u8;
+            config.rows[tile] = if tile < 6 { rows as u8 } else { SIDE as u8 };
         }
         // SAFETY: `Amx` says that the instruction exists; it reads the 64 bytes of `config`, which the assembly
         // is not told to leave alone, so they are in memory by then.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack)) };
-        Tiles { columns, thread: PhantomData }
+        Tiles { columns, rows, thread: PhantomData }
     }
 }
 
@@ -471,7 +482,8 @@ impl Tiles {
         unsafe { self.raw_bf16::<M, N>(c, start, a, b, steps, ahead) }
     }
 
-    /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products.
+    /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products, in as
+    /// many rows of C as the tiles have.
     /// Calls with `ODD` and without use different tiles, so that they need not wait for one another.
     ///
     /// # Panics
@@ -484,7 +496,7 @@ impl Tiles {
         stride: usize,
         b: &[u8; SIDE * 64],
     ) {
-        assert!(self.columns == SIDE && (SIDE - 1) * stride + STEP_I8 <= a.len(), "tile of A");
+        assert!(self.columns == SIDE && (self.rows - 1) * stride + STEP_I8 <= a.len(), "tile of A");
         let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
         macro_rules! step {
             ($c:literal, $a:literal, $b:literal) => {

@@ -20,9 +20,12 @@ const PASS: usize = 16;
 const TOKEN_BLOCK: usize = 128;
 /// Most rows of weights per chunk of many tokens.
 const ROW_BLOCK: usize = 64;
-/// Fewer tokens than this go by vectors where there are tiles too.
+/// Fewer tokens than this go by vectors where there are tiles too. Unpacking 4 bits costs vectors the more, the more
+/// tokens wait for it.
 #[cfg(target_arch = "x86_64")]
-const FEW: usize = 9;
+fn few(dtype: Dtype) -> usize {
+    if dtype == Dtype::Q4 { 5 } else { 9 }
+}
 /// Row blocks that one token meets side by side: the processor fetches ahead a bounded number of lines of each stream
 /// that it follows, and one stream is not enough to keep memory busy.
 const STREAMS: usize = 4;
@@ -34,7 +37,7 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
     linear::check(y.len(), &a);
     assert!(a.o.is_multiple_of(ROWS), "a block of quantised rows crosses groups");
     #[cfg(target_arch = "x86_64")]
-    if let Some(amx) = cpu.isa.amx().filter(|_| a.t >= FEW) {
+    if let Some(amx) = cpu.isa.amx().filter(|_| a.t >= few(a.w.dtype())) {
         return tile_quant::linear(cpu, amx, y, &a);
     }
     let width = a.groups * a.i;
@@ -338,13 +341,22 @@ impl<const Q4: bool> Forward<'_, Q4> {
                 x[c] = self.fours(t + c, g);
                 sum[c] = S::start(self.x.starts[(t + c) * (self.x.width / GROUP) + g]);
             }
+            // The first tokens of a pass ask for the weights of the next one, a line at a time: all at once they would
+            // find the processor's queue of requests full.
+            let raw = if t == 0 { self.block(block, g) } else { &[] };
             for l in 0..LINES {
                 if Q4 {
+                    if l % 2 == 0 && t == 0 {
+                        S::prefetch(&raw[l / 2], PASS * Self::BYTES);
+                    }
                     let line = S::line4(&lines[l]);
                     for c in 0..T {
                         sum[c] = S::dot4(sum[c], line, x[c][l]);
                     }
                 } else {
+                    if t == 0 {
+                        S::prefetch(&lines[l], AHEAD);
+                    }
                     let line = S::line8(&lines[l]);
                     for c in 0..T {
                         sum[c] = S::dot8(sum[c], line, x[c][l]);

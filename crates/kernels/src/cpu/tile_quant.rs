@@ -21,6 +21,8 @@ use crate::{Buf, Dtype, Linear};
 const PASS: usize = 4;
 /// Row blocks per panel.
 const BLOCKS: usize = 4;
+/// Tokens of a small tile, for calls that have no more.
+const SMALL: usize = 8;
 /// Most tokens per chunk.
 const TOKENS: usize = 512;
 /// Bytes of a tile.
@@ -63,6 +65,7 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     cpu.split(a.t * a.groups * a.o * a.i, chunks, |_, y: Tile<f32>| {
         let first = y.group * a.o + y.start;
         let group = y.group * blocks;
+        let small = y.rows <= SMALL;
         let (panel, products) = (BLOCKS * PASS * TILE / 4, PASS * SIDE * LANES);
         scratch::floats(panel + products + y.rows.div_ceil(SIDE) * BLOCKS * SIDE * LANES, |memory| {
             let (panel, rest) = memory.split_at_mut(panel);
@@ -70,7 +73,7 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
             let products: &mut [i32] = bytemuck::cast_slice_mut(products);
             let products = products.as_chunks_mut().0.as_chunks_mut().0;
             cpu.isa.run_int(Chunk {
-                tiles: Configured::new(amx, SIDE),
+                tiles: Configured::with_rows(amx, SIDE, if small { SMALL } else { SIDE }),
                 q: &x.q[y.row * x.width + group * GROUP..],
                 width: x.width,
                 x_scales: &x.scales[(y.row / SIDE * (x.width / GROUP) + group) * SIDE..],
@@ -125,7 +128,11 @@ impl IntOp for Chunk<'_> {
             }
             for t in (0..self.y.rows).step_by(SIDE) {
                 for block in 0..blocks {
-                    self.tile::<S>(block, t, from, to);
+                    if self.y.rows <= SMALL {
+                        self.tile::<S, SMALL>(block, t, from, to);
+                    } else {
+                        self.tile::<S, SIDE>(block, t, from, to);
+                    }
                 }
             }
         }
@@ -152,10 +159,10 @@ impl Chunk<'_> {
         }
     }
 
-    /// Groups `from .. to` of a row block for 16 tokens from `t`.
+    /// Groups `from .. to` of a row block for a tile of `T` tokens from `t`.
     #[inline(always)]
-    fn tile<S: IntTier>(&mut self, block: usize, t: usize, from: usize, to: usize) {
-        let mut acc = [V::<S::F>::zero(); SIDE];
+    fn tile<S: IntTier, const T: usize>(&mut self, block: usize, t: usize, from: usize, to: usize) {
+        let mut acc = [V::<S::F>::zero(); T];
         let place = (t / SIDE * BLOCKS + block) * SIDE;
         self.fetch::<S>(block, t + SIDE, from);
         // All products first: sums come back from tiles through memory, which takes its time.
@@ -167,15 +174,15 @@ impl Chunk<'_> {
         }
         let waiting: &[_; SIDE] = self.sums[place..].first_chunk().expect("16 tokens");
         if from > 0 {
-            for c in 0..SIDE {
+            for c in 0..T {
                 acc[c] = V::of(&waiting[c]);
             }
         }
         for g in from..to {
-            self.add::<S>(&mut acc, block, t, from, g);
+            self.add::<S, T>(&mut acc, block, t, from, g);
         }
         let waiting: &mut [_; SIDE] = self.sums[place..].first_chunk_mut().expect("16 tokens");
-        for c in 0..SIDE {
+        for c in 0..T {
             acc[c].to(&mut waiting[c]);
         }
     }
@@ -195,21 +202,34 @@ impl Chunk<'_> {
         }
     }
 
-    /// Adds the sums of group `g` of a row block and 16 tokens from `t`, with their scales.
+    /// Adds the sums of group `g` of a row block and a tile of tokens from `t`, with their scales. The first tile asks
+    /// for the weights of two passes later, a line at a time: all at once they would find the processor's queue full.
     #[inline(always)]
-    fn add<S: IntTier>(&self, acc: &mut [V<S::F>; SIDE], block: usize, t: usize, from: usize, g: usize) {
+    fn add<S: IntTier, const T: usize>(
+        &self,
+        acc: &mut [V<S::F>; T],
+        block: usize,
+        t: usize,
+        from: usize,
+        g: usize,
+    ) {
         let sums = &self.products[g - from];
         let scales = self.scales[(block * self.groups + g) * LANES..].first_chunk();
         let scale = V::<S::F>::wrap(S::scales(scales.expect("16 scales")));
         let x_scales = &self.x_scales[(t / SIDE * (self.width / GROUP) + g) * SIDE..];
         let x_scales: &[f32; SIDE] = x_scales.first_chunk().expect("16 tokens");
-        for c in 0..SIDE {
+        let bytes = block_bytes(self.dtype);
+        let raw = &self.quants[(block * self.groups + g) * bytes..];
+        for c in 0..T {
+            if t == 0 {
+                S::prefetch(&raw[c * bytes / T..], 2 * PASS * bytes);
+            }
             let sum = V::wrap(S::float(S::sums(&sums[c])));
             acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);
         }
     }
 
-    /// The integer sums of group `g` of a row block and 16 tokens from `t`.
+    /// The integer sums of group `g` of a row block and a tile of tokens from `t`.
     #[inline(always)]
     fn multiply<const ODD: bool>(&mut self, block: usize, t: usize, from: usize, g: usize) {
         let q = &self.q[t * self.width + g * GROUP..];

@@ -86,7 +86,7 @@ async fn keep_asking(
         match ask::stream(to, &ask).await {
             Outcome::Answer(answer) if answer.same(&alone) => {}
             Outcome::Answer(answer) => {
-                wrong.push(format!("{:?} and alone {:?}", answer.tokens, alone.tokens))
+                wrong.push(format!("{answer:?} and alone {alone:?}"))
             }
             // Those who leave may fill the queue; that is no difference.
             Outcome::Refused(429 | 503, _) => {

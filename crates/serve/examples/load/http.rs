@@ -66,7 +66,7 @@ pub(crate) struct Connection {
     buffer: Vec<u8>,
     length: Length,
     /// The part of an event stream that has no end yet.
-    events: String,
+    events: Vec<u8>,
 }
 
 /// A request as bytes.
@@ -99,7 +99,7 @@ impl Connection {
         };
         let made = timeout(PATIENCE, connect).await.map_err(|_| Trouble::Silence)?;
         let stream = made.map_err(|e: std::io::Error| Trouble::Connect(e.to_string()))?;
-        Ok(Connection { stream, buffer: vec![], length: Length::Over, events: String::new() })
+        Ok(Connection { stream, buffer: vec![], length: Length::Over, events: vec![] })
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> Result<()> {
@@ -222,16 +222,16 @@ impl Connection {
     /// The data of the next event of a stream; none at its end.
     pub(crate) async fn event(&mut self) -> Result<Option<String>> {
         loop {
-            if let Some(at) = self.events.find("\n\n") {
-                let event: String = self.events.drain(..at + 2).collect();
-                if let Some(data) = event.trim_end().strip_prefix("data: ") {
+            if let Some(at) = self.events.windows(2).position(|w| w == b"\n\n") {
+                let event: Vec<u8> = self.events.drain(..at + 2).take(at).collect();
+                let event = String::from_utf8(event).map_err(|e| Trouble::Nonsense(e.to_string()))?;
+                if let Some(data) = event.strip_prefix("data: ") {
                     return Ok(Some(data.to_owned()));
                 }
                 continue;
             }
             let Some(part) = self.body_part().await? else { return Ok(None) };
-            // The server ends a chunk at an event, never within a character.
-            self.events.push_str(&String::from_utf8_lossy(&part));
+            self.events.extend(part);
         }
     }
 

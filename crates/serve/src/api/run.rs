@@ -15,6 +15,7 @@ use futures_util::stream::{SelectAll, Stream, StreamExt, select_all, unfold};
 use super::Api;
 use super::common::Plan;
 use super::error::ApiError;
+use crate::edge::note_usage;
 use crate::engine::{Answer, Event, Handle, Permit, Request};
 use crate::grammar::Rule;
 
@@ -136,7 +137,12 @@ impl Events {
         Some(match self.all.next().await? {
             (_, None) => Err(ApiError::internal("the engine has ended; restart the server")),
             (_, Some(Event::Failed(failure))) => Err(failure.into()),
-            (index, Some(event)) => Ok((index, event)),
+            (index, Some(event)) => {
+                if let Event::Done(done) = &event {
+                    note_usage(&done.usage);
+                }
+                Ok((index, event))
+            }
         })
     }
 }

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, Method};
 use tracing::Span;
 
 use super::traffic::Traffic;
+use crate::engine::Usage;
 
 /// What the log says of an answer that nobody was there to receive, after the custom of nginx.
 const GONE: u16 = 499;
@@ -125,6 +126,18 @@ impl Drop for Record {
             bytes = self.sent,
         );
     }
+}
+
+/// Tells those who trace requests what the present one took.
+pub(crate) fn note_usage(usage: &Usage) {
+    let span = Span::current();
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    span.record("gen_ai.usage.input_tokens", usage.prompt_tokens);
+    span.record("gen_ai.usage.output_tokens", usage.completion_tokens);
+    span.record("zamba.cached_tokens", usage.cached_tokens);
+    span.record("zamba.queue_ms", ms(usage.queued));
+    span.record("zamba.prefill_ms", ms(usage.prefill));
+    span.record("zamba.decode_ms", ms(usage.decode));
 }
 
 /// The name of a method, as a label of which there are few.
