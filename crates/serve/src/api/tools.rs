@@ -243,7 +243,7 @@ impl Reader {
         };
         // White space between calls is no answer.
         let blank = self.calls > 0 && self.held[..sure].trim().is_empty();
-        if sure > 0 && !(blank && !found) {
+        if sure > 0 && (found || !blank) {
             let text: String = self.held.drain(..sure).collect();
             if !blank {
                 pieces.push(Piece::Text(text));

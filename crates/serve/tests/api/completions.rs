@@ -1,7 +1,11 @@
 //! `/v1/completions`.
 
+use axum::body::Body;
+use axum::http::Request;
 use serde_json::{Value, json};
 use zamba::Session;
+use zamba_serve::Caller;
+use zamba_serve::engine::Salt;
 
 use crate::harness::{Bench, CONTEXT, alone, ids, model, plain};
 
@@ -163,4 +167,25 @@ async fn a_model_without_tokenizer_speaks_in_tokens() {
     assert_eq!(bench.refused(PATH, &json!({"prompt": [1], "stop": "x"}), 400).await, "stop");
     let chat = json!({"messages": [{"role": "user", "content": "x"}]});
     assert_eq!(bench.refused("/v1/chat/completions", &chat, 400).await, "messages");
+}
+
+#[tokio::test]
+async fn cached_beginnings_are_shared_only_under_the_same_salt() {
+    let bench = Bench::with(Default::default(), Default::default(), true);
+    let ask = async |caller: &str, salt: Option<&str>| {
+        let body = json!({"prompt": vec![77; 200], "max_tokens": 1, "temperature": 0, "cache_salt": salt});
+        let caller = Caller { tenant: 1, salt: Salt(caller.into()) };
+        let request = Request::post(PATH).header("content-type", "application/json").extension(caller);
+        let reply = bench.send(request.body(Body::from(body.to_string())).unwrap()).await;
+        let reply: Value = serde_json::from_str(&reply.text).unwrap();
+        (reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap(), reply["choices"].clone())
+    };
+    let (cold, answer) = ask("a", None).await;
+    assert_eq!(cold, 0);
+    assert_eq!(ask("a", None).await, (200, answer.clone()));
+    // A salt of one's own does not lead to another caller's, however it is written.
+    for (caller, salt) in [("b", None), ("a", Some("s")), ("", Some("a")), ("", Some("1:a:s"))] {
+        assert_eq!(ask(caller, salt).await, (0, answer.clone()), "{caller} {salt:?}");
+    }
+    assert_eq!(ask("a", Some("s")).await.0, 200);
 }
