@@ -160,6 +160,8 @@ impl Server {
         let cut = edge.in_flight.load(Ordering::Acquire);
         edge.app.handle.stop();
         accepting.abort();
+        // An abort is what it ends with; the listener is closed then.
+        let _ = accepting.await;
         until(&idle, FAREWELL).await;
         let closed = || places.available_permits() == edge.settings.max_connections;
         if !until(&closed, FAREWELL.min(edge.settings.linger + SETTLE)).await {

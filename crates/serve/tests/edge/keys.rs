@@ -117,8 +117,7 @@ fn callers(cache_per_key: bool, keys: &[&str], headers: &[&str]) -> Vec<Caller> 
         let headers = format!("Host: localhost\r\nContent-Type: application/json\r\n{header}");
         assert_eq!(server.status("POST /test/who", &headers, "{}"), 200);
     }
-    let callers = seen.lock().unwrap().clone();
-    callers
+    seen.lock().unwrap().clone()
 }
 
 #[test]

@@ -51,7 +51,8 @@ fn no_path_leads_to_a_file() {
     for path in &paths {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let answer = server.exchange(request);
-        assert!(matches!(status(&answer), 400 | 404), "{path}: {answer}");
+        // Some are names that a saved state could have, and those are not for reading.
+        assert!(matches!(status(&answer), 400 | 404 | 405), "{path}: {answer}");
         for content in ["root:", "[package]", "[fonts]", "PATH="] {
             assert!(!answer.contains(content), "{path}: {answer}");
         }
