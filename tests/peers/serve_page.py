@@ -189,7 +189,7 @@ def history(page):
     CHECKS.equal("and can be undone", len(page.all("#list li")), count)
     page.script("document.querySelector('.msg.user .tools').style.opacity = 1")
     page.click(".msg.user [aria-label='Edit and send again']")
-    page.one("#prompt").send_keys(Keys.CONTROL + "a", "Written anew" + Keys.ENTER)
+    page.one("#prompt").send_keys(Keys.CONTROL + "a" + Keys.NULL, "Written anew" + Keys.ENTER)
     page.idle()
     CHECKS.equal("an edited message replaces what follows", page.texts("user"), ["Written anew"])
     page.set(max_tokens="30")
