@@ -105,7 +105,7 @@ class Browser:
                 if field.is_selected() != value:
                     field.click()
             else:
-                field.send_keys(Keys.CONTROL + "a", Keys.BACKSPACE, value)
+                field.send_keys(Keys.CONTROL + "a" + Keys.NULL, Keys.BACKSPACE, value)
         self.keys(Keys.ESCAPE)
         self.until(lambda: not self.all("dialog[open]"), "the end of the dialog")
 

@@ -205,6 +205,14 @@ def gather(stream):
     return out, usage
 
 
+def spells(token):
+    """Whether the bytes of a token are its text; part of a character has none."""
+    try:
+        return bytes(token.bytes).decode() == token.token
+    except UnicodeDecodeError:
+        return token.token.startswith("bytes:")
+
+
 def chat(client, name, server):
     create = lambda **more: client.chat.completions.create(model=name, **{"messages": ASK, **more})
     whole = create(max_completion_tokens=20, seed=7, temperature=0.8, logprobs=True, top_logprobs=4)
@@ -212,7 +220,7 @@ def chat(client, name, server):
     CHECKS("a message", whole.object == "chat.completion" and choice.message.role == "assistant", whole)
     CHECKS.equal("scores per token", len(choice.logprobs.content), whole.usage.completion_tokens)
     for token in choice.logprobs.content:
-        CHECKS("bytes are those of the token", token.bytes is None or "\ufffd" in token.token or bytes(token.bytes).decode() == token.token, token)
+        CHECKS("bytes are those of the token", spells(token), token)
         CHECKS.equal("alternatives", len(token.top_logprobs), 4)
         best = [t.logprob for t in token.top_logprobs]
         CHECKS("the highest first", best == sorted(best, reverse=True) and token.logprob <= best[0] + 1e-6, token)
@@ -283,16 +291,23 @@ def tools(client, name):
     create = lambda **more: client.chat.completions.create(
         model=name, **{"messages": ASK, "temperature": 1, "max_tokens": 300, "tools": [TOOL, OTHER], **more})
     def fine(call):
-        arguments = json.loads(call.function.arguments)
+        try:
+            arguments = json.loads(call.function.arguments)
+        except json.JSONDecodeError:
+            return False
         if call.function.name == "get_weather":
             return set(arguments) == {"city"} and arguments["city"] in ("Paris", "Oslo")
         return call.function.name == "get_time" and set(arguments) == {"zone"} and arguments["zone"] in (1, 2)
     names = set()
-    for seed in range(6):
+    for seed in range(12):
         made = create(tool_choice="required", seed=seed).choices[0]
+        if made.finish_reason == "length":
+            # A random model may write blanks between the words of JSON until it has no tokens left.
+            continue
         CHECKS.equal("required: it ends with calls", made.finish_reason, "tool_calls")
         CHECKS("required: calls that fit their schemas", made.message.tool_calls and all(map(fine, made.message.tool_calls)), made)
         names |= {call.function.name for call in made.message.tool_calls or []}
+    CHECKS("required: some seed comes to its end", bool(names))
     made = create(tool_choice={"type": "function", "function": {"name": "get_weather"}}, seed=1).choices[0]
     calls = made.message.tool_calls or []
     CHECKS("a named tool", len(calls) == 1 and calls[0].function.name == "get_weather" and fine(calls[0]), made)
@@ -375,7 +390,7 @@ def small(server):
     CHECKS("tokenizer_info has the template", "im_start" in json.dumps(about), about)
     document = server.get("/openapi.json")
     for path in ["/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/embeddings", "/v1/messages", "/tokenize",
-                 "/detokenize", "/health", "/metrics"]:
+                 "/detokenize", "/tokenizer_info", "/v1/state"]:
         CHECKS(f"the OpenAPI document has {path}", path in document["paths"], list(document["paths"]))
 
 

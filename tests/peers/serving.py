@@ -44,20 +44,21 @@ def tokenizer(path):
     return made.get_vocab_size()
 
 
-def model(binary, folder, template=TEMPLATE, seed=3):
-    """A model folder as users have it."""
+def model(binary, folder, template=TEMPLATE, seed=3, width=32, layers=4, ends=True):
+    """A model folder as users have it. Without `ends` no token ends a text, so that answers are as long as they may be."""
     os.makedirs(folder, exist_ok=True)
     vocab = tokenizer(os.path.join(folder, "t.json"))
-    config = dict(model_type="zamba", vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+    config = dict(model_type="zamba", vocab_size=vocab, hidden_size=width, intermediate_size=width, num_hidden_layers=layers,
                   num_attention_heads=2, num_key_value_heads=2, n_mamba_heads=2, mamba_d_state=4, mamba_dt_rank=3,
-                  max_position_embeddings=CONTEXT, initializer_range=0.2, torch_dtype="float32", bos_token_id=1, eos_token_id=2)
+                  max_position_embeddings=CONTEXT, initializer_range=0.2, torch_dtype="float32", bos_token_id=1, eos_token_id=2 if ends else None)
     write(os.path.join(folder, "c.json"), config)
     out = os.path.join(folder, "tiny-chat")
     command = [binary, "init", "--config", os.path.join(folder, "c.json"), "--out", out, "--seed", str(seed), "--tokenizer",
                os.path.join(folder, "t.json")]
     subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
-    about = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="<|im_end|>", unk_token="<unk>",
-                 model_max_length=CONTEXT)
+    about = dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", unk_token="<unk>", model_max_length=CONTEXT)
+    if ends:
+        about["eos_token"] = "<|im_end|>"
     if template:
         about["chat_template"] = template
     write(os.path.join(out, "tokenizer_config.json"), about)

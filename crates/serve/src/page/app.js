@@ -105,12 +105,18 @@ function showChat() {
   log.replaceChildren(...[...views.values()].map((view) => view.element));
   const run = runs.get(chat.id);
   if (run) {
-    run.view = views.get(run.message);
-    run.view.working(true);
+    follows(run);
   }
   showHead();
   showButtons();
   toEnd();
+}
+
+/** Shows an answer that is under way as it grows. */
+function follows(run) {
+  run.view = views.get(run.message);
+  run.view.working(true);
+  run.view.shown = () => follow && toEnd();
 }
 
 function addView(message) {
@@ -190,9 +196,8 @@ async function generate() {
   chat.messages.push(message);
   const run = new Run(chat, message);
   runs.set(chat.id, run);
-  run.view = addView(message);
-  run.view.working(true);
-  log.append(run.view.element);
+  log.append(addView(message).element);
+  follows(run);
   keep(chat);
   history.replaceState(null, "", `#c=${chat.id}`);
   showHead();
@@ -208,7 +213,6 @@ async function generate() {
 function throttledKeep(run) {
   let kept = performance.now();
   return () => {
-    if (run.view && follow) toEnd();
     if (performance.now() - kept < 1000 || run.dead) return;
     kept = performance.now();
     keep(run.chat);
@@ -217,6 +221,7 @@ function throttledKeep(run) {
 
 function finished(run) {
   runs.delete(run.chat.id);
+  run.view?.flush();
   run.view?.working(false);
   run.view?.status();
   if (!run.dead) keep(run.chat);

@@ -43,6 +43,9 @@ export function statsText(stats) {
 export class MessageView {
   constructor(message, actions) {
     this.message = message;
+    /** Parts that are not on the screen yet. */
+    this.waiting = [];
+    this.frame = 0;
     const mine = message.role === "user";
     this.element = document.createElement("article");
     this.element.className = `msg ${message.role}`;
@@ -77,10 +80,20 @@ export class MessageView {
     this.status();
   }
 
-  /** One more part at the end. */
+  /** One more part at the end. Parts may come faster than screens are drawn, so they wait for the next one. */
   append(part) {
-    this.text.append(partElement(part));
-    if (part.k) this.reachable();
+    this.waiting.push(part);
+    this.frame ||= requestAnimationFrame(() => this.flush());
+  }
+
+  /** Shows what waits. */
+  flush() {
+    cancelAnimationFrame(this.frame);
+    this.frame = 0;
+    this.text.append(...this.waiting.map(partElement));
+    if (this.waiting.some((part) => part.k)) this.reachable();
+    this.waiting = [];
+    this.shown?.();
   }
 
   reachable() {
