@@ -4,12 +4,13 @@
 //! prompts that do not through the model in one packed batch, chooses tokens and hands them out. What a sequence
 //! gets depends on itself alone: kernels add up in an order that knows no neighbours (see `docs/NUMERICS.md`), and
 //! every sequence has its own sampler. So answers are the same bits alone or among others, in whatever pieces the
-//! prompt went, and from a cached beginning or from none.
+//! prompt went, from a cached beginning or from none, and with or without a time in which nobody read it.
 
 mod cache;
 mod forward;
 mod handle;
 mod likely;
+mod park;
 mod queue;
 mod request;
 mod saved;
@@ -56,6 +57,8 @@ pub struct Engine {
     commands: Receiver<Command>,
     queue: Queue,
     active: Vec<Sequence>,
+    /// Sequences without a slot that nobody read, the one that waits for longest first.
+    parked: Vec<Sequence>,
     free: Vec<usize>,
     cache: Cache,
     metrics: Arc<Metrics>,
@@ -83,6 +86,7 @@ impl Engine {
             commands,
             queue: Queue::default(),
             active: vec![],
+            parked: vec![],
             free: (0..slots).rev().collect(),
             cache: Cache::new(settings.cache_bytes),
             metrics,
@@ -127,7 +131,7 @@ impl Engine {
         while self.listen(wait) {
             wait = match self.step() {
                 true => Duration::ZERO,
-                false if self.active.is_empty() => IDLE,
+                false if self.active.is_empty() && self.parked.is_empty() => IDLE,
                 false => UNREAD,
             };
         }
@@ -166,6 +170,9 @@ impl Engine {
     pub fn step(&mut self) -> bool {
         let now = Instant::now();
         self.sweep(now);
+        self.sweep_parked(now);
+        self.park(now);
+        self.resume_parked();
         self.admit(now);
         self.count();
         let answered = self.answer_known();
@@ -258,7 +265,8 @@ impl Engine {
         any
     }
 
-    /// The next tokens of every sequence: one of those that generate, and as many of prompts as there is room.
+    /// The next tokens of every sequence: one of those that generate, and as many of prompts, and of
+    /// what parked sequences have to see again, as there is room.
     fn plan(&mut self, now: Instant) -> Vec<Work> {
         let interval = self.settings.cache_interval;
         let mut work = vec![];
@@ -267,7 +275,7 @@ impl Engine {
             if !sequence.is_read(now) {
                 continue;
             }
-            if sequence.is_prefilling() {
+            if sequence.is_behind() {
                 prompts.push((sequence.next_cut(interval) - sequence.fed, at));
             } else if sequence.fed < sequence.tokens.len() {
                 work.push(Work { at, from: sequence.fed, to: sequence.fed + 1 });
@@ -356,14 +364,11 @@ impl Engine {
         }
         let sequence = self.active.remove(at);
         self.free.push(sequence.slot);
-        match result {
-            Some(result) => sequence.end(result, &self.metrics),
-            None => sequence.abandon(&self.metrics),
-        }
+        sequence.leave(result, &self.metrics);
     }
 
     /// After a fault in the model's part of a step nothing in the slots can be trusted: all that is under way fails,
-    /// and the next step begins with new memory.
+    /// and the next step begins with new memory. What is parked is in no slot, and goes on later.
     fn begin_anew(&mut self, words: &str) {
         while let Some(sequence) = self.active.pop() {
             sequence.end(Err(Failure::Internal(words.to_owned())), &self.metrics);
@@ -375,7 +380,7 @@ impl Engine {
 
     /// Ends everything.
     fn break_off(&mut self, failure: &Failure) {
-        while let Some(sequence) = self.active.pop() {
+        while let Some(sequence) = self.active.pop().or_else(|| self.parked.pop()) {
             sequence.end(Err(failure.clone()), &self.metrics);
         }
         while let Ok(command) = self.commands.try_recv() {
@@ -393,6 +398,7 @@ impl Engine {
         let m = &self.metrics;
         m.running.set(self.active.len() as i64);
         m.waiting.set(self.queue.len() as i64);
+        m.parked.set(self.parked.len() as i64);
         let used: usize = self.active.iter().map(|s| s.fed).sum();
         m.kv_usage.set(used as f64 / (self.settings.slots * self.settings.context) as f64);
         m.cache_bytes.set(self.cache.bytes() as i64);
@@ -410,7 +416,7 @@ fn waits_for_another(job: &Job, found: &Found, active: &mut [Sequence]) -> bool 
         if other.request.salt != job.request.salt {
             continue;
         }
-        let alike = common(prompt, &other.tokens);
+        let alike = common(prompt, &other.tokens[..other.prompt]);
         if alike < other.fed + 1 || alike < found.len + WORTH_WAITING {
             continue;
         }

@@ -22,6 +22,12 @@ pub struct Metrics {
     pub running: Gauge,
     /// Requests that wait for a slot.
     pub waiting: Gauge,
+    /// Sequences without a slot whose answers are not read.
+    pub parked: Gauge,
+    /// How often a sequence gave up its slot because its answer was not read.
+    pub parkings: Counter,
+    /// Tokens of parked sequences that had to be computed again.
+    pub refed_tokens: Counter,
     /// Share of the slots' token room that is in use.
     pub kv_usage: Gauge<f64, AtomicU64>,
     /// Prompt tokens that were looked up in the cache.
@@ -113,6 +119,9 @@ impl Default for Metrics {
             registry: Mutex::new(Registry::default()),
             running: Gauge::default(),
             waiting: Gauge::default(),
+            parked: Gauge::default(),
+            parkings: Counter::default(),
+            refed_tokens: Counter::default(),
             kv_usage: Gauge::default(),
             cache_queries: Counter::default(),
             cache_hits: Counter::default(),
@@ -196,6 +205,13 @@ impl Metrics {
             r.register("zamba_cache_bytes", "Bytes of cached states", self.cache_bytes.clone());
             r.register("zamba_cache_states", "Cached states", self.cache_states.clone());
             r.register("zamba_cache_evictions", "Cached states given up", self.cache_evictions.clone());
+            r.register("zamba_parked", "Sequences without a slot that are not read", self.parked.clone());
+            r.register("zamba_parkings", "Slots given up for want of a reader", self.parkings.clone());
+            r.register(
+                "zamba_refed_tokens",
+                "Tokens of parked sequences computed again",
+                self.refed_tokens.clone(),
+            );
             r.register("zamba_prefill_tokens", "Prompt tokens computed", self.prefill_tokens.clone());
             r.register("zamba_refused", "Requests turned away", self.refused.clone());
             r.register("zamba_steps", "Steps of the engine", self.steps.clone());

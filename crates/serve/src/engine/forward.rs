@@ -82,9 +82,7 @@ impl Engine {
             let seen = (from + 1 + to) * (to - from) / 2;
             bytes += costs.bytes_per_sequence + costs.bytes_per_context * to;
             flops += costs.flops_per_token * (to - from) + costs.flops_per_context * seen;
-            if self.active[w.at].is_prefilling() {
-                m.prefill_tokens.inc_by(to - from);
-            }
+            m.prefill_tokens.inc_by(self.active[w.at].new_of_prompt(w.from, w.to) as u64);
         }
         m.bytes_read.inc_by(bytes);
         m.flops.inc_by(flops);

@@ -37,6 +37,8 @@ pub struct Settings {
     pub request_timeout: Duration,
     /// How long an answer may stay unread before its request is given up.
     pub stall_timeout: Duration,
+    /// How long an answer may stay unread before its sequence gives its slot to others that wait for one.
+    pub park_after: Duration,
     /// Bytes for cached beginnings; 0 turns the cache off.
     pub cache_bytes: u64,
     /// Tokens between two states that are kept of one sequence.
@@ -74,6 +76,7 @@ impl Default for Settings {
             queue_timeout: Duration::from_secs(60),
             request_timeout: Duration::from_secs(3600),
             stall_timeout: Duration::from_secs(30),
+            park_after: Duration::from_secs(1),
             cache_bytes: 1 << 30,
             cache_interval: 256,
             event_backlog: 64,

@@ -14,9 +14,10 @@ use crate::metrics::{Metrics, Reason};
 /// Events that a step may add for one sequence: scores or mean, a token, the end.
 pub(crate) const EVENTS_PER_STEP: usize = 3;
 
-/// A sequence in a slot.
+/// A sequence in a slot, or parked.
 pub(crate) struct Sequence {
     pub(crate) request: Request,
+    /// Where its state is, unless it is parked.
     pub(crate) slot: usize,
     /// Prompt and new tokens. The last one may not have been fed yet.
     pub(crate) tokens: Vec<u32>,
@@ -24,6 +25,8 @@ pub(crate) struct Sequence {
     pub(crate) prompt: usize,
     /// Tokens that the state in the slot has seen.
     pub(crate) fed: usize,
+    /// Tokens that the state had seen when it was parked last; 0 if it never was.
+    seen: usize,
     /// Places in the prompt at which the state is to be kept, in order.
     pub(crate) cuts: Vec<usize>,
     /// Logits that follow what was fed, where the cache knew them.
@@ -38,6 +41,8 @@ pub(crate) struct Sequence {
     events: mpsc::Sender<Event>,
     /// Since when nobody reads.
     blocked: Option<Instant>,
+    /// Room for events when a parked sequence was last looked at.
+    room: usize,
     arrived: Instant,
     begun: Instant,
     first: Option<Instant>,
@@ -66,6 +71,7 @@ impl Sequence {
             slot,
             prompt,
             fed: cached,
+            seen: 0,
             cuts: vec![],
             known_logits: None,
             cached,
@@ -75,6 +81,7 @@ impl Sequence {
             pool: vec![],
             events,
             blocked: None,
+            room: 0,
             arrived: since,
             begun: now,
             first: None,
@@ -88,6 +95,16 @@ impl Sequence {
     /// Whether the prompt has not been seen whole.
     pub(crate) fn is_prefilling(&self) -> bool {
         self.fed < self.prompt
+    }
+
+    /// Whether there is more to feed than the token that was chosen last: of the prompt, or after having been parked.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.is_prefilling() || self.fed + 1 < self.tokens.len()
+    }
+
+    /// How many of the tokens `from .. to` belong to the prompt and have not been fed before.
+    pub(crate) fn new_of_prompt(&self, from: usize, to: usize) -> usize {
+        to.min(self.prompt).saturating_sub(from.max(self.seen))
     }
 
     /// Whether states of this sequence can be found in the cache and kept in it.
@@ -107,6 +124,49 @@ impl Sequence {
         room
     }
 
+    /// Since when nobody has read, if for so long that others come first. Whoever was parked before is known to be
+    /// slow, and gets no time for it again.
+    pub(crate) fn unread_since(&mut self, now: Instant, park_after: Duration) -> Option<Instant> {
+        let patience = if self.seen > 0 { Duration::ZERO } else { park_after };
+        if self.is_read(now) {
+            return None;
+        }
+        self.blocked.filter(|since| now - *since >= patience)
+    }
+
+    /// Leaves the slot, whose state was kept.
+    pub(crate) fn park(&mut self) {
+        self.seen = self.seen.max(self.fed);
+        self.room = self.events.capacity();
+    }
+
+    /// Looks at the reader of a parked sequence. Any event that was read shows that there still is one.
+    pub(crate) fn look(&mut self, now: Instant) {
+        let room = self.events.capacity();
+        if room > self.room {
+            self.blocked = Some(now);
+        }
+        if self.is_worth_a_slot() {
+            self.blocked = None;
+        }
+        self.room = room;
+    }
+
+    /// Whether the reader of a parked sequence has come so far that half of the backlog can be filled before it
+    /// has to be parked again: for a token at a time it would move in and out with all of its state.
+    pub(crate) fn is_worth_a_slot(&self) -> bool {
+        self.events.capacity() >= EVENTS_PER_STEP.max(self.events.max_capacity() / 2)
+    }
+
+    /// Goes on in `slot`, whose state has seen `found` tokens. `logits` follow them. Gives the number of tokens that
+    /// have to be fed again.
+    pub(crate) fn resume(&mut self, slot: usize, found: usize, logits: Option<Vec<f32>>) -> usize {
+        self.slot = slot;
+        self.fed = found;
+        self.known_logits = logits.filter(|_| found == self.tokens.len());
+        self.seen.saturating_sub(found)
+    }
+
     /// Why the sequence has to end, if time is up.
     pub(crate) fn overdue(&self, now: Instant, stall: Duration, whole: Duration) -> Option<Failure> {
         if self.blocked.is_some_and(|since| now - since > stall) {
@@ -115,11 +175,12 @@ impl Sequence {
         (now - self.arrived > whole).then_some(Failure::RequestTimeout)
     }
 
-    /// The place up to which the state may go before it is kept, or the prompt ends.
+    /// The place up to which the state may go before it is kept, or the prompt or all tokens end.
     pub(crate) fn next_cut(&self, interval: usize) -> usize {
         let at = (self.fed + 1).next_multiple_of(interval.max(1));
-        let cut = self.cuts.iter().copied().find(|cut| *cut > self.fed).unwrap_or(self.prompt);
-        cut.min(at).min(self.prompt)
+        let end = if self.is_prefilling() { self.prompt } else { self.tokens.len() };
+        let cut = self.cuts.iter().copied().find(|cut| *cut > self.fed).unwrap_or(end);
+        cut.min(at).min(end)
     }
 
     /// Takes scores of the tokens that follow those just fed.
@@ -210,6 +271,14 @@ impl Sequence {
             () => None,
         };
         Ok((Token { id, text, logprob }, finish))
+    }
+
+    /// Ends the answer, or with no result gives it up. The slot is free after it.
+    pub(crate) fn leave(self, result: Option<Result<Finish, Failure>>, metrics: &Metrics) {
+        match result {
+            Some(result) => self.end(result, metrics),
+            None => self.abandon(metrics),
+        }
     }
 
     /// Ends the answer. The slot is free after it.
