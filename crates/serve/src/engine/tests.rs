@@ -3,6 +3,7 @@
 #[path = "../../../zamba/tests/common/mod.rs"]
 mod common;
 mod faults;
+mod readers;
 mod schedules;
 
 use std::collections::HashMap;
@@ -126,22 +127,29 @@ struct Asked {
     seen: Seen,
     tokens: Vec<u32>,
     end: Option<Event>,
+    /// Steps for which the reader does not come back.
+    rest: usize,
 }
 
 impl Asked {
     fn new(handle: &Handle, ask: Ask) -> Self {
         let seen = Seen::default();
         let answer = handle.submit(handle.admit().unwrap(), ask.request(&seen)).unwrap();
-        Asked { ask, answer, seen, tokens: vec![], end: None }
+        Asked { ask, answer, seen, tokens: vec![], end: None, rest: 0 }
     }
 
     fn read(&mut self) {
-        while let Some(event) = self.answer.try_next() {
-            match event {
-                Event::Token(token) => self.tokens.push(token.id),
-                end => self.end = Some(end),
-            }
+        while self.read_one() {}
+    }
+
+    /// Whether there was anything to read.
+    fn read_one(&mut self) -> bool {
+        match self.answer.try_next() {
+            Some(Event::Token(token)) => self.tokens.push(token.id),
+            Some(end) => self.end = Some(end),
+            None => return false,
         }
+        true
     }
 
     fn said(&self) -> Said {

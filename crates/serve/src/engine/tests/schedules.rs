@@ -1,5 +1,5 @@
 //! Random schedules: arrivals, cancellations, sizes of chunks and batches, reuse of slots, caches that hold much,
-//! little or nothing, and restarts in between.
+//! little or nothing, readers that come and go, and restarts in between.
 
 use super::*;
 
@@ -47,7 +47,8 @@ fn ask(draw: &mut Draw) -> Ask {
 }
 
 fn random_settings(draw: &mut Draw, bytes_of_state: u64) -> Settings {
-    let slots = draw.within(1, 16);
+    let most = draw.of(&[2, 16]);
+    let slots = draw.within(1, most);
     Settings {
         slots,
         context: CONTEXT,
@@ -56,6 +57,8 @@ fn random_settings(draw: &mut Draw, bytes_of_state: u64) -> Settings {
         // None, a few states that push one another out, and all that come.
         cache_bytes: draw.of(&[0, 3 * bytes_of_state, 12 * bytes_of_state, 1 << 30]),
         cache_interval: draw.of(&[1, 7, 32, 100, 1000]),
+        event_backlog: draw.of(&[1, 2, 3, 4, 64]),
+        park_after: draw.of(&[Duration::ZERO, Duration::ZERO, Duration::from_secs(1)]),
         ..Settings::default()
     }
 }
@@ -68,6 +71,8 @@ struct Tally {
     hits: u64,
     evictions: u64,
     imported: usize,
+    parked: u64,
+    refed: u64,
 }
 
 struct World {
@@ -102,6 +107,7 @@ impl World {
         let (mut engine, mut handle) = Engine::new((self.model)(), None, settings);
         let (mut asked, mut recent): (Vec<Asked>, Vec<Ask>) = (vec![], vec![]);
         let mut to_come = draw.within(2, 14);
+        let lazy = draw.one_in(2);
         while to_come > 0 || !asked.is_empty() {
             if to_come > 0 && draw.one_in(3) {
                 let again = !recent.is_empty() && draw.one_in(4);
@@ -113,8 +119,16 @@ impl World {
             }
             engine.listen(Duration::ZERO);
             engine.step();
-            asked.iter_mut().for_each(Asked::read);
-            if !asked.is_empty() && draw.one_in(25) {
+            for a in &mut asked {
+                match a.rest {
+                    0 => a.read(),
+                    _ => a.rest -= 1,
+                }
+                if lazy && a.rest == 0 && draw.one_in(6) {
+                    a.rest = draw.within(1, 30);
+                }
+            }
+            if !asked.is_empty() && draw.one_in(if lazy { 80 } else { 25 }) {
                 let gone = asked.swap_remove(draw.within(0, asked.len() - 1));
                 let cancelled = gone.end.is_none();
                 self.check(&gone, cancelled, seed);
@@ -123,22 +137,27 @@ impl World {
                 self.check(&done, false, seed);
             }
             if asked.is_empty() && draw.one_in(4) {
-                (engine, handle) = self.restart(engine, &handle, &recent, &mut draw);
+                (engine, handle) = self.restart(engine, &recent, &mut draw);
             }
         }
-        self.tally.hits += handle.metrics().cache_hits.get();
-        self.tally.evictions += engine.cache.evictions();
+        self.count(&engine);
         engine.listen(Duration::ZERO);
         engine.step();
-        assert!(engine.active.is_empty() && engine.queue.len() == 0);
+        assert!(engine.active.is_empty() && engine.parked.is_empty() && engine.queue.len() == 0);
         assert_eq!(engine.free.len(), engine.settings.slots);
         assert_eq!(handle.in_flight(), 0);
     }
 
+    fn count(&mut self, engine: &Engine) {
+        self.tally.hits += engine.metrics.cache_hits.get();
+        self.tally.evictions += engine.cache.evictions();
+        self.tally.parked += engine.metrics.parkings.get();
+        self.tally.refed += engine.metrics.refed_tokens.get();
+    }
+
     /// A new engine that is given some of what the old one had kept.
-    fn restart(&mut self, old: Engine, handle: &Handle, recent: &[Ask], draw: &mut Draw) -> (Engine, Handle) {
-        self.tally.hits += handle.metrics().cache_hits.get();
-        self.tally.evictions += old.cache.evictions();
+    fn restart(&mut self, old: Engine, recent: &[Ask], draw: &mut Draw) -> (Engine, Handle) {
+        self.count(&old);
         let (mut engine, handle) = Engine::new((self.model)(), None, random_settings(draw, 8 << 10));
         for ask in recent.iter().rev().take(draw.within(0, 5)) {
             let salt = Salt(ask.salt.to_string().into());
@@ -159,8 +178,9 @@ fn schedules(model: fn() -> Zamba, from: u64) {
         world.run(seed);
     }
     println!("{:?}", world.tally);
-    let Tally { finished, cancelled, hits, evictions, imported } = world.tally;
+    let Tally { finished, cancelled, hits, evictions, imported, parked, refed } = world.tally;
     assert!(finished > 0 && cancelled > 0 && hits > 0 && evictions > 0 && imported > 0);
+    assert!(parked > 0 && refed > 0);
 }
 
 #[test]
