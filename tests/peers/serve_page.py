@@ -216,9 +216,12 @@ def hostile(server, out):
     proxy.close()
 
 
+FROM_THE_TOP = "document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')"
+
+
 def keyboard(server, out):
     with Browser(server.url, out) as page:
-        page.script("document.activeElement.blur()")
+        page.script(FROM_THE_TOP)
         page.keys(Keys.TAB)
         CHECKS.equal("the first stop is the skip link", page.focused(), "skip")
         page.shot("keyboard-skip")
@@ -227,7 +230,7 @@ def keyboard(server, out):
         page.keys("By keys alone" + Keys.ENTER)
         page.idle()
         CHECKS.equal("an answer by keys alone", page.texts("user"), ["By keys alone"])
-        page.script("document.body.tabIndex = -1; document.body.focus(); document.body.removeAttribute('tabindex')")
+        page.script(FROM_THE_TOP)
         stops, blind = [], []
         for _ in range(40):
             page.keys(Keys.TAB)
