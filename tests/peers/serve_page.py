@@ -54,7 +54,7 @@ def typing(page):
 def streaming(page):
     page.set(max_tokens="200", temperature="1", seed="5")
     page.script("""window.seen = new Set();
-        new MutationObserver(() => seen.add(document.querySelector('.msg:last-child .text').textContent.length))
+        new MutationObserver(() => seen.add(document.querySelector('.msg:last-child .text')?.textContent.length))
             .observe(document.getElementById('log'), { subtree: true, childList: true });""")
     text = page.say("Tell me of rivers")
     CHECKS("the answer comes in pieces", page.script("return seen.size") > 5, page.script("return seen.size"))
