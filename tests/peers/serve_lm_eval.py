@@ -37,7 +37,7 @@ RUNS = [
 
 def theirs(server, model, tasks, folder, shots, length, backend):
     arguments = dict(model="zamba", base_url=f"{server.url}/v1/completions", tokenizer_backend=backend, num_concurrent=4,
-                     tokenized_requests=True, max_length=length, max_retries=1, batch_size=5)
+                     tokenized_requests=True, add_bos_token=True, max_length=length, max_retries=1, batch_size=5)
     if backend == "huggingface":
         arguments["tokenizer"] = model
     said = lm_eval.simple_evaluate(model="local-completions", model_args=arguments, tasks=tasks, num_fewshot=shots,

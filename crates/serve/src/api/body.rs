@@ -82,9 +82,7 @@ fn place(text: &str, error: &JsonError, depth: usize) -> Option<usize> {
             let before: usize = text.split_inclusive('\n').take(line.checked_sub(1)?).map(str::len).sum();
             Some(before + column)
         }
-        JsonError::TooDeep(_) => {
-            Tokens::new(text).find(|token| token.depth > depth).map(|token| token.at)
-        }
+        JsonError::TooDeep(_) => Tokens::new(text).find(|token| token.depth > depth).map(|token| token.at),
         _ => None,
     }
 }
