@@ -30,7 +30,7 @@ GENERATED = eval_items.MAX_LENGTH + 1
 RUNS = [
     (["piqa", "arc_easy", "winogrande", "lambada_openai"], None, SCORED, "huggingface"),
     (["wikitext"], None, SCORED, "huggingface"),
-    (["hellaswag", "boolq"], 2, SCORED, "remote"),
+    (["hellaswag", "boolq"], 2, SCORED, "huggingface"),
     (["gsm8k"], None, GENERATED, "huggingface"),
 ]
 
