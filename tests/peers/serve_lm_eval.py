@@ -30,14 +30,14 @@ GENERATED = eval_items.MAX_LENGTH + 1
 RUNS = [
     (["piqa", "arc_easy", "winogrande", "lambada_openai"], None, SCORED, "huggingface"),
     (["wikitext"], None, SCORED, "huggingface"),
-    (["hellaswag", "boolq"], 2, SCORED, "remote"),
+    (["hellaswag", "boolq"], 2, SCORED, "huggingface"),
     (["gsm8k"], None, GENERATED, "huggingface"),
 ]
 
 
 def theirs(server, model, tasks, folder, shots, length, backend):
     arguments = dict(model="zamba", base_url=f"{server.url}/v1/completions", tokenizer_backend=backend, num_concurrent=4,
-                     tokenized_requests=True, max_length=length, max_retries=1, batch_size=5)
+                     tokenized_requests=True, add_bos_token=True, max_length=length, max_retries=1, batch_size=5)
     if backend == "huggingface":
         arguments["tokenizer"] = model
     said = lm_eval.simple_evaluate(model="local-completions", model_args=arguments, tasks=tasks, num_fewshot=shots,

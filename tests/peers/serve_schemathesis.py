@@ -34,7 +34,7 @@ def main():
                        "--warnings", "off"]
             done = subprocess.run(command, cwd=scratch, stdin=subprocess.DEVNULL, capture_output=True, text=True,
                                   timeout=args.seconds + 300)
-            print("\n".join("    " + line for line in done.stdout.strip().splitlines()[-80:]))
+            print("\n".join("    " + line for line in done.stdout.strip().splitlines()[-400:]))
             print(done.stderr.strip()[-2000:])
             if done.returncode != 0:
                 raise SystemExit(f"serve_schemathesis: schemathesis ends with {done.returncode}")

@@ -1,8 +1,9 @@
-//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `tidy`.
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `nightly`, `tidy`.
 //!
 //! A step prints its name when it starts and its time when it ends; the first one that fails ends the
 //! command with a line that says which, and with exit status 1.
 
+mod nightly;
 mod peers;
 mod record;
 mod steps;
@@ -48,6 +49,15 @@ enum Command {
     Record(record::Args),
     /// The kernels' tests, with every case on every tier, under AddressSanitizer (about five minutes)
     Sanitize,
+    /// Random schedules of the engine and loads on a server, for hours if wanted
+    Nightly {
+        /// Requests of the soak
+        #[arg(long, default_value_t = 200_000)]
+        requests: u64,
+        /// Clients that go away at a random moment
+        #[arg(long, default_value_t = 10_000)]
+        disconnects: u64,
+    },
     /// The rules of the house that a program can hold: who depends on whom, where unsafe code stands
     Tidy,
 }
@@ -60,6 +70,7 @@ fn main() -> ExitCode {
         Command::Goldens { replace, python } => peers::goldens(&mut steps, python, replace),
         Command::Record(args) => record::run(&mut steps, &args),
         Command::Sanitize => sanitize(&mut steps),
+        Command::Nightly { requests, disconnects } => nightly::all(&mut steps, requests, disconnects),
         Command::Tidy => steps.step("tidy", tidy::check),
     };
     steps.finish(result)

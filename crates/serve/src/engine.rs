@@ -151,7 +151,7 @@ impl Engine {
         while let Some(command) = next {
             match command {
                 Command::Stop => return false,
-                Command::Start(job) => self.queue.push(job),
+                Command::Start(job) => self.queue.push(*job),
                 // Whoever asked may have gone.
                 Command::Export { salt, tokens, reply } => {
                     let _ = reply.send(saved::export(&self.cache, &self.state, &self.model, &salt, &tokens));
@@ -385,7 +385,7 @@ impl Engine {
         }
         while let Ok(command) = self.commands.try_recv() {
             if let Command::Start(job) = command {
-                self.queue.push(job);
+                self.queue.push(*job);
             }
         }
         for job in self.queue.take(|_| true) {

@@ -241,7 +241,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
         let mut acc = [V::<S::F>::zero(); B];
         for g in 0..self.groups {
             for (b, acc) in acc.iter_mut().enumerate() {
-                let sum = self.group::<S>(block + b, g);
+                let sum = self.group::<S, B>(block + b, g);
                 let scale = self.scale::<S>(block + b, g) * V::splat(self.x.scales[g]);
                 *acc = V::wrap(S::float(sum)).fma(scale, *acc);
             }
@@ -251,16 +251,19 @@ impl<const Q4: bool> Forward<'_, Q4> {
         }
     }
 
-    /// The integer sums of a row block and group for the first token.
+    /// The integer sums of a row block and group for the first token. Asks for the weights [`AHEAD`]; behind the end of
+    /// the row block its stream goes on with the `B`-th next one, for those between have streams of their own.
     #[inline(always)]
-    fn group<S: IntTier>(&self, block: usize, g: usize) -> S::I {
+    fn group<S: IntTier, const B: usize>(&self, block: usize, g: usize) -> S::I {
         let (w, x) = (self.block(block, g), self.fours(0, g));
+        let skipped = if g + AHEAD / Self::BYTES < self.groups { 0 } else { B - 1 };
+        let ahead = AHEAD + skipped * self.groups * Self::BYTES;
         // Two sums, so that products need not wait for one another.
         let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
         if Q4 {
             let w: &[_; LINES / 2] = w.first_chunk().expect("8 parts");
             for j in 0..LINES / 2 {
-                S::prefetch(&w[j], AHEAD);
+                S::prefetch(&w[j], ahead);
                 let (low, high) = S::lines4(&w[j]);
                 even = S::dot4(even, low, x[2 * j]);
                 odd = S::dot4(odd, high, x[2 * j + 1]);
@@ -268,8 +271,8 @@ impl<const Q4: bool> Forward<'_, Q4> {
         } else {
             let w: &[_; LINES] = w.first_chunk().expect("16 lines");
             for j in 0..LINES / 2 {
-                S::prefetch(&w[2 * j], AHEAD);
-                S::prefetch(&w[2 * j + 1], AHEAD);
+                S::prefetch(&w[2 * j], ahead);
+                S::prefetch(&w[2 * j + 1], ahead);
                 even = S::dot8(even, S::line8(&w[2 * j]), x[2 * j]);
                 odd = S::dot8(odd, S::line8(&w[2 * j + 1]), x[2 * j + 1]);
             }

@@ -82,6 +82,7 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
                 scales: &scales[first * blocks..],
                 bias: bias.map(|b| &b[first..]),
                 groups: blocks,
+                threads: cpu.pool.threads(),
                 panel: bytemuck::cast_slice_mut(panel),
                 products: products.first_chunk_mut().expect("a pass"),
                 sums: sums.as_chunks_mut().0,
@@ -107,6 +108,8 @@ struct Chunk<'a> {
     bias: Option<&'a [f32]>,
     /// Groups of columns.
     groups: usize,
+    /// Threads that take chunks in turn.
+    threads: usize,
     /// Room for the signed integers of a pass.
     panel: &'a mut [u8],
     /// Integer sums of a pass for one row block and 16 tokens.
@@ -220,9 +223,12 @@ impl Chunk<'_> {
         let x_scales: &[f32; SIDE] = x_scales.first_chunk().expect("16 tokens");
         let bytes = block_bytes(self.dtype);
         let raw = &self.quants[(block * self.groups + g) * bytes..];
+        // Behind the end of the row block this thread goes on with another chunk.
+        let skipped = if g + 2 * PASS < self.groups { 0 } else { BLOCKS * self.threads - 1 };
+        let ahead = (2 * PASS + skipped * self.groups) * bytes;
         for c in 0..T {
             if t == 0 {
-                S::prefetch(&raw[c * bytes / T..], 2 * PASS * bytes);
+                S::prefetch(&raw[c * bytes / T..], ahead);
             }
             let sum = V::wrap(S::float(S::sums(&sums[c])));
             acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);

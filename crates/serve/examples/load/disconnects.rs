@@ -85,9 +85,7 @@ async fn keep_asking(
     while !stop.load(Ordering::Relaxed) {
         match ask::stream(to, &ask).await {
             Outcome::Answer(answer) if answer.same(&alone) => {}
-            Outcome::Answer(answer) => {
-                wrong.push(format!("{answer:?} and alone {alone:?}"))
-            }
+            Outcome::Answer(answer) => wrong.push(format!("{answer:?} and alone {alone:?}")),
             // Those who leave may fill the queue; that is no difference.
             Outcome::Refused(429 | 503, _) => {
                 sleep(Duration::from_millis(20)).await;

@@ -77,9 +77,10 @@ impl Server {
         let begun = Instant::now();
         while begun.elapsed() < START {
             if let Some(child) = &mut self.child
-                && let Some(status) = child.try_wait().map_err(|e| e.to_string())? {
-                    return Err(format!("zamba serve ends with {status} before it answers"));
-                }
+                && let Some(status) = child.try_wait().map_err(|e| e.to_string())?
+            {
+                return Err(format!("zamba serve ends with {status} before it answers"));
+            }
             let healthy = async {
                 let mut connection = Connection::open(self.address).await.ok()?;
                 Some(connection.ask("GET", "/health", None).await.ok()?.head.status)

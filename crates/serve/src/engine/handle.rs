@@ -114,7 +114,7 @@ pub(crate) struct Shared {
 /// What is said to the engine's thread.
 pub(crate) enum Command {
     /// Take this request.
-    Start(Job),
+    Start(Box<Job>),
     /// Give the longest cached beginning of these tokens.
     Export { salt: Salt, tokens: Vec<u32>, reply: oneshot::Sender<Option<Saved>> },
     /// Put a beginning into the cache.
@@ -229,7 +229,7 @@ impl Handle {
         let (events, answer) = mpsc::channel(self.shared.settings.event_backlog + EVENTS_PER_STEP);
         let since = Instant::now();
         let job = Job { request, events, since, sampler, writer, _tokens: tokens, permit };
-        let sent = self.shared.commands.send(Command::Start(job));
+        let sent = self.shared.commands.send(Command::Start(Box::new(job)));
         sent.map(|()| Answer { events: answer }).map_err(|_| Refusal::ShuttingDown)
     }
 

@@ -121,8 +121,8 @@ fn a_reader_that_stops_is_cut_and_others_are_not() {
 
 #[test]
 fn a_reader_that_is_slow_gets_every_byte() {
-    // Seven times as long as a reader may stop for.
-    let server = Running::start(Settings { stall_timeout: SHORT * 3, ..settings() });
+    // Twice as long as a reader may stop for, and a busy machine does not stop a reader for that long.
+    let server = Running::start(Settings { stall_timeout: SHORT * 10, ..settings() });
     let mut socket = narrow(&server);
     socket.write_all(request("GET /test/pieces", HOST, "").as_bytes()).unwrap();
     let (mut answer, mut block) = (vec![], [0; 1000]);
@@ -134,10 +134,8 @@ fn a_reader_that_is_slow_gets_every_byte() {
         std::thread::sleep(Duration::from_millis(20));
     }
     let text = String::from_utf8(answer).unwrap();
-    let numbers: Vec<usize> =
-        text.lines().filter_map(|line| line.trim().parse().ok()).filter(|_| true).collect();
     let pieces = text.lines().filter(|line| line.len() == 99).count();
-    assert_eq!(pieces, 1000, "{}", numbers.len());
+    assert_eq!(pieces, 1000);
     assert!(text.ends_with("0\r\n\r\n"), "the end is marked");
     assert_eq!(server.metric("zamba_http_connections_cut", "stalled"), 0.0);
 }
