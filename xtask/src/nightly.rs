@@ -11,7 +11,8 @@ const SCHEDULES: &str = "5000";
 pub(crate) fn all(steps: &mut Steps, requests: u64, disconnects: u64) -> Result {
     let schedules = ["test", "-p", "zamba-serve", "--lib", "schedules", "--", "--nocapture"];
     steps.step("served is solo", || cargo(&schedules, &[("ZAMBA_SCHEDULES", SCHEDULES)]))?;
-    let build = ["build", "--release", "-p", "zamba-cli", "-p", "zamba-serve", "--bin", "zamba", "--example", "load"];
+    let build =
+        ["build", "--release", "-p", "zamba-cli", "-p", "zamba-serve", "--bin", "zamba", "--example", "load"];
     steps.step("zamba and its load", || cargo(&build, &[]))?;
     let release = root().join("target/release");
     let (zamba, load) = (release.join("zamba"), release.join("examples/load"));
@@ -33,7 +34,8 @@ pub(crate) fn all(steps: &mut Steps, requests: u64, disconnects: u64) -> Result 
         &["bodies"],
     ];
     for args in loads {
-        let all = ["--zamba".as_ref(), zamba.as_os_str(), "--model".as_ref(), model.as_os_str(), "--json".as_ref()];
+        let all =
+            ["--zamba".as_ref(), zamba.as_os_str(), "--model".as_ref(), model.as_os_str(), "--json".as_ref()];
         let all: Vec<&OsStr> = all.into_iter().chain(args.iter().map(OsStr::new)).collect();
         steps.step(args[0], || run(&load, &all, &[]))?;
     }

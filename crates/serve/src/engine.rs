@@ -8,6 +8,7 @@
 
 mod cache;
 mod forward;
+mod free;
 mod handle;
 mod likely;
 mod park;
@@ -34,6 +35,7 @@ use zamba::{State, Workspace, Zamba};
 
 use self::cache::{Cache, Found, common};
 use self::forward::{Looked, Work};
+use self::free::FreeSlots;
 use self::handle::{Command, Job};
 use self::queue::Queue;
 use self::sequence::{Outcome, Sequence, uses_cache};
@@ -59,7 +61,7 @@ pub struct Engine {
     active: Vec<Sequence>,
     /// Sequences without a slot that nobody read, the one that waits for longest first.
     parked: Vec<Sequence>,
-    free: Vec<usize>,
+    free: FreeSlots,
     cache: Cache,
     metrics: Arc<Metrics>,
     /// Logits on the host, kept between steps.
@@ -87,7 +89,7 @@ impl Engine {
             queue: Queue::default(),
             active: vec![],
             parked: vec![],
-            free: (0..slots).rev().collect(),
+            free: FreeSlots::new(slots),
             cache: Cache::new(settings.cache_bytes),
             metrics,
             host: vec![],
@@ -210,7 +212,7 @@ impl Engine {
 
     /// Gives free slots to requests that wait, from the longest beginning that is cached.
     fn admit(&mut self, now: Instant) {
-        while let Some(&slot) = self.free.last() {
+        while !self.free.is_empty() {
             let Engine { queue, cache, active, .. } = self;
             let mut found = Found::default();
             let job = queue.pop(|job| {
@@ -222,32 +224,49 @@ impl Engine {
                 true
             });
             let Some(job) = job else { return };
-            self.free.pop();
-            self.begin(job, slot, &found, now);
+            self.begin(job, &found, now);
         }
     }
 
-    fn begin(&mut self, job: Job, slot: usize, found: &Found, now: Instant) {
+    fn begin(&mut self, job: Job, found: &Found, now: Instant) {
+        let (slot, cached, logits) = self.take_slot(&job.request, &job.request.prompt, found);
         self.metrics.waited(now - job.since);
         self.metrics.prompt_tokens.inc_by(job.request.prompt.len() as u64);
         self.metrics.prompt_length.observe(job.request.prompt.len() as f64);
-        self.state.reset(slot);
-        let mut sequence = Sequence::begin(job, slot, found.len, self.state.context(), now);
-        sequence.known_logits = self.cache.restore(found, &mut self.state, slot);
-        if sequence.fed < sequence.prompt {
-            sequence.known_logits = None;
-        }
+        let mut sequence = Sequence::begin(job, slot, cached, self.state.context(), now);
+        sequence.known_logits = logits.filter(|_| cached == sequence.prompt);
         if sequence.uses_cache() && self.cache.is_on() {
             self.metrics.cache_queries.inc_by(sequence.prompt as u64);
-            self.metrics.cache_hits.inc_by(found.len as u64);
-            let known = found.known.min(sequence.prompt);
-            self.metrics.cache_recomputed.inc_by((known - found.len) as u64);
+            self.metrics.cache_hits.inc_by(cached as u64);
+            let known = found.known.clamp(cached, sequence.prompt);
+            self.metrics.cache_recomputed.inc_by((known - cached) as u64);
             // Two sequences part here, so a third may too.
-            if known > found.len && known < sequence.prompt {
+            if known > cached && known < sequence.prompt {
                 sequence.cuts.push(known);
             }
         }
         self.active.push(sequence);
+    }
+
+    /// A free slot whose state has seen a beginning of `tokens`, how many, and the logits that follow them if they are
+    /// known. A slot that still holds as much as was found is gone on in, which saves copying keys and values.
+    ///
+    /// # Panics
+    /// If no slot is free.
+    fn take_slot(
+        &mut self,
+        request: &Request,
+        tokens: &[u32],
+        found: &Found,
+    ) -> (usize, usize, Option<Vec<f32>>) {
+        let shares = uses_cache(request) && self.cache.is_on();
+        let known = if shares { tokens } else { &[] };
+        let (slot, held) = self.free.take(&request.salt, known, found.len).expect("a slot is free");
+        if held > 0 {
+            return (slot, held, None);
+        }
+        self.state.reset(slot);
+        (slot, found.len, self.cache.restore(found, &mut self.state, slot))
     }
 
     /// Goes on with sequences whose whole prompt was cached with the logits that follow. Whether there were any.
@@ -309,10 +328,14 @@ impl Engine {
             if let Some(scores) = looked.scores.remove(&w.at) {
                 sequence.score(scores);
             }
-            let logits = looked.last.remove(&w.at);
-            self.keep_if_due(w.at, logits.as_deref());
-            if let Some(mut logits) = logits {
-                self.follow(w.at, &mut logits);
+            // The token goes out first: keeping a state takes time that somebody waits for.
+            let goes_on = looked.last.remove(&w.at).is_none_or(|mut logits| {
+                let sequence = &mut self.active[w.at];
+                sequence.prompt_logits = (w.to == sequence.prompt).then(|| logits.clone());
+                self.follow(w.at, &mut logits)
+            });
+            if goes_on {
+                self.keep_if_due(w.at);
             }
         }
     }
@@ -336,20 +359,21 @@ impl Engine {
     }
 
     /// Keeps the state where others may begin: at the end of the prompt, where sequences part, and at intervals.
-    fn keep_if_due(&mut self, at: usize, logits: Option<&[f32]>) {
+    fn keep_if_due(&mut self, at: usize) {
         let sequence = &self.active[at];
         let fed = sequence.fed;
         let due = fed == sequence.prompt
             || sequence.cuts.contains(&fed)
             || fed.is_multiple_of(self.settings.cache_interval.max(1));
         if due {
-            let logits = logits.filter(|_| fed == sequence.prompt);
-            self.keep(at, logits.map(<[f32]>::to_vec).as_deref());
+            self.keep(at);
         }
     }
 
-    fn keep(&mut self, at: usize, logits: Option<&[f32]>) {
+    fn keep(&mut self, at: usize) {
+        let logits = self.active[at].prompt_logits.take();
         let sequence = &self.active[at];
+        let logits = logits.as_deref().filter(|_| sequence.fed == sequence.prompt);
         let (salt, tokens) = (&sequence.request.salt, &sequence.tokens[..sequence.fed]);
         if self.cache.is_on() && sequence.uses_cache() && !self.cache.has(salt, tokens, logits.is_some()) {
             self.cache.keep(salt, tokens, &self.state, sequence.slot, logits);
@@ -360,10 +384,10 @@ impl Engine {
     fn end(&mut self, at: usize, result: Option<Result<Finish, Failure>>) {
         // What was said is the beginning of the next turn.
         if !self.active[at].is_prefilling() && !matches!(result, Some(Err(Failure::Internal(_)))) {
-            self.keep(at, None);
+            self.keep(at);
         }
         let sequence = self.active.remove(at);
-        self.free.push(sequence.slot);
+        self.free.put(&sequence);
         sequence.leave(result, &self.metrics);
     }
 
@@ -375,7 +399,7 @@ impl Engine {
         }
         self.workspace = Workspace::new(self.model.device().clone());
         self.state = State::new(&self.model, self.settings.slots, self.settings.context);
-        self.free = (0..self.settings.slots).rev().collect();
+        self.free = FreeSlots::new(self.settings.slots);
     }
 
     /// Ends everything.

@@ -21,9 +21,9 @@ impl Engine {
             let unread = self.active.iter_mut().enumerate().filter(|(_, s)| s.uses_cache());
             let unread = unread.filter_map(|(at, s)| Some((s.unread_since(now, park_after)?, at)));
             let Some((_, at)) = unread.min() else { return };
-            self.keep(at, None);
+            self.keep(at);
             let mut sequence = self.active.remove(at);
-            self.free.push(sequence.slot);
+            self.free.put(&sequence);
             sequence.park();
             self.parked.push(sequence);
             self.metrics.parkings.inc();
@@ -32,15 +32,13 @@ impl Engine {
 
     /// Gives free slots to parked sequences that are read again.
     pub(super) fn resume_parked(&mut self) {
-        while let Some(&slot) = self.free.last() {
+        while !self.free.is_empty() {
             let Some(at) = self.parked.iter().position(Sequence::is_worth_a_slot) else { return };
-            self.free.pop();
             let mut sequence = self.parked.remove(at);
             // The last token has not been fed, so a state after all others is a proper beginning.
             let found = self.cache.find(&sequence.request.salt, &sequence.tokens);
-            self.state.reset(slot);
-            let logits = self.cache.restore(&found, &mut self.state, slot);
-            let again = sequence.resume(slot, found.len, logits);
+            let (slot, seen, logits) = self.take_slot(&sequence.request, &sequence.tokens, &found);
+            let again = sequence.resume(slot, seen, logits);
             self.metrics.refed_tokens.inc_by(again as u64);
             self.active.push(sequence);
         }

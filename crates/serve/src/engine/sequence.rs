@@ -31,6 +31,8 @@ pub(crate) struct Sequence {
     pub(crate) cuts: Vec<usize>,
     /// Logits that follow what was fed, where the cache knew them.
     pub(crate) known_logits: Option<Vec<f32>>,
+    /// Logits that follow the prompt, until its state is kept with them.
+    pub(crate) prompt_logits: Option<Vec<f32>>,
     cached: usize,
     limit: usize,
     sampler: Sampler,
@@ -74,6 +76,7 @@ impl Sequence {
             seen: 0,
             cuts: vec![],
             known_logits: None,
+            prompt_logits: None,
             cached,
             sampler,
             writer,
