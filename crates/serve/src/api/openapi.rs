@@ -12,6 +12,7 @@ use utoipa::openapi::{PathItem, RefOr};
 use super::Api;
 use super::chat::ChatChunk;
 use super::{chat, completions, embeddings, messages, models, states, tokens};
+use crate::edge::operations;
 
 /// The paths of this module. Shapes come from the types that requests are decoded into.
 #[derive(OpenApi)]
@@ -32,6 +33,9 @@ use super::{chat, completions, embeddings, messages, models, states, tokens};
         states::save,
         states::restore,
         states::delete,
+        operations::health,
+        operations::metrics,
+        operations::version,
     ),
     components(schemas(ChatChunk)),
     tags(
@@ -39,6 +43,7 @@ use super::{chat, completions, embeddings, messages, models, states, tokens};
         (name = "tokens", description = "Tokens"),
         (name = "model", description = "The model"),
         (name = "state", description = "Saved conversations"),
+        (name = "server", description = "The server"),
     )
 )]
 struct Document;

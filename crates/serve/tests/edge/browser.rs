@@ -123,7 +123,7 @@ fn foreign_hosts_origins_and_forms_are_refused() {
 fn browsers_are_told_what_the_page_may_do() {
     let server = server();
     for (line, expected) in
-        [("GET /health", 200), ("GET /nowhere", 404), ("POST /health", 415), ("GET /test/panic", 500)]
+        [("GET /health", 200), ("GET /nowhere", 404), ("POST /health", 405), ("GET /test/panic", 500)]
     {
         let answer = server.exchange(request(line, "Host: localhost\r\n", "")).to_lowercase();
         assert_eq!(status(&answer.to_uppercase()), expected, "{line}");
