@@ -15,6 +15,7 @@ mod models;
 mod openapi;
 mod run;
 mod states;
+mod strict;
 mod tokens;
 mod tools;
 mod words;
