@@ -19,9 +19,9 @@ strict::objects!(
     ChatFunction,
     NamedTool,
     NamedFunction,
-    ResponseFormat,
     JsonSchema
 );
+strict::tagged!(ResponseFormat);
 strict::words!(Modality, Role, ToolKind, ToolMode);
 
 text_request! {

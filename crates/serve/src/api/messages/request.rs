@@ -10,7 +10,8 @@ use crate::api::strict;
 use crate::api::tools::{Choice, Tool, Tools};
 use crate::app::Limits;
 
-strict::objects!(Notes, Thinking, Turn, TextBlock, CacheControl, Block, MessageTool, MessageToolChoice);
+strict::objects!(Notes, Turn, MessageTool);
+strict::tagged!(Thinking, TextBlock, CacheControl, Block, MessageToolChoice);
 strict::words!(MessageTier, Speaker, MessageToolKind);
 
 /// A conversation to be answered.
