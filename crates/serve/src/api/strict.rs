@@ -4,9 +4,69 @@
 //! number in place of the word that tells one kind of object from another. The document knows none of it, so it is refused. Types that are declared here derive their decoding with
 //! `#[serde(remote = "Self")]`, which makes a function of it in place of the trait.
 
+use serde::de::value::StringDeserializer;
+use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess};
+
+/// The fields of an object whose `type` is a word.
+pub(crate) struct Tagged<A> {
+    fields: A,
+    at_type: bool,
+}
+
+impl<A> Tagged<A> {
+    pub(crate) fn new(fields: A) -> Self {
+        Tagged { fields, at_type: false }
+    }
+}
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Tagged<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, A::Error> {
+        let Some(key) = self.fields.next_key::<String>()? else { return Ok(None) };
+        self.at_type = key == "type";
+        seed.deserialize(StringDeserializer::new(key)).map(Some)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        match self.at_type {
+            true => self.fields.next_value_seed(Word(seed)),
+            false => self.fields.next_value_seed(seed),
+        }
+    }
+}
+
+/// Something that is to be decoded from a string.
+struct Word<S>(S);
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Word<S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
+        word(deserializer).and_then(|word| self.0.deserialize(word))
+    }
+}
+
+/// A string, to be decoded further.
+pub(crate) fn word<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<StringDeserializer<D::Error>, D::Error> {
+    String::deserialize(deserializer).map(StringDeserializer::new)
+}
+
 /// Decodes types from objects only.
 macro_rules! objects {
-    ($($name:ident),* $(,)?) => {$(
+    ($($name:ident),* $(,)?) => { $crate::api::strict::from_fields!(std::convert::identity; $($name,)*); };
+}
+
+/// Decodes enumerations from objects only whose `type` is a string.
+macro_rules! tagged {
+    ($($name:ident),* $(,)?) => { $crate::api::strict::from_fields!($crate::api::strict::Tagged::new; $($name,)*); };
+}
+
+/// Decodes types from the fields of objects, seen through `$see`.
+macro_rules! from_fields {
+    ($see:path; $($name:ident,)*) => {$(
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
                 struct Visitor;
@@ -18,26 +78,10 @@ macro_rules! objects {
                     }
 
                     fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<$name, A::Error> {
-                        $name::deserialize(serde::de::value::MapAccessDeserializer::new(map))
+                        $name::deserialize(serde::de::value::MapAccessDeserializer::new($see(map)))
                     }
                 }
                 deserializer.deserialize_map(Visitor)
-            }
-        }
-    )*};
-}
-
-/// Decodes enumerations from objects only whose `type` is a string.
-macro_rules! tagged {
-    ($($name:ident),* $(,)?) => {$(
-        impl<'de> serde::Deserialize<'de> for $name {
-            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                use serde::de::Error as _;
-                let fields: serde_json::Map<_, _> = serde::Deserialize::deserialize(deserializer)?;
-                if fields.get("type").is_some_and(|kind: &serde_json::Value| !kind.is_string()) {
-                    return Err(D::Error::custom("type must be a string"));
-                }
-                $name::deserialize(serde_json::Value::Object(fields)).map_err(D::Error::custom)
             }
         }
     )*};
@@ -48,14 +92,13 @@ macro_rules! words {
     ($($name:ident),* $(,)?) => {$(
         impl<'de> serde::Deserialize<'de> for $name {
             fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let word = <String as serde::Deserialize>::deserialize(deserializer)?;
-                $name::deserialize(serde::de::value::StringDeserializer::<D::Error>::new(word))
+                $crate::api::strict::word(deserializer).and_then($name::deserialize)
             }
         }
     )*};
 }
 
-pub(crate) use {objects, tagged, words};
+pub(crate) use {from_fields, objects, tagged, words};
 
 #[cfg(test)]
 mod tests {
