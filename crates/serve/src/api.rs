@@ -15,6 +15,7 @@ mod models;
 mod openapi;
 mod run;
 mod states;
+mod strict;
 mod tokens;
 mod tools;
 mod words;
@@ -24,13 +25,14 @@ use std::sync::{Arc, OnceLock};
 use axum::Router;
 use axum::http::Uri;
 use axum::http::request::Parts;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use tokio::sync::Semaphore;
 
 use crate::app::{App, Caller};
 use crate::grammar::{Grammar, GrammarError, Grammars, Rule};
 use error::ApiError;
+pub(crate) use error::ErrorBody;
 use words::Words;
 
 /// What handlers share.
@@ -108,11 +110,14 @@ pub fn routes(app: Arc<App>) -> Router {
         .route("/v1/state", get(states::list).post(states::save))
         .route("/v1/state/{name}", delete(states::delete))
         .route("/v1/state/{name}/restore", post(states::restore))
-        .method_not_allowed_fallback(|uri: Uri| async move {
-            match uri.path().starts_with("/v1/messages") {
-                true => ApiError::method().into_anthropic(),
-                false => ApiError::method().into_response(),
-            }
-        })
+        .method_not_allowed_fallback(no_such_method)
         .with_state(Arc::new(Api::new(app)))
+}
+
+/// Says that a path does not take a method. The router adds those that it does.
+pub(crate) async fn no_such_method(uri: Uri) -> Response {
+    match uri.path().starts_with("/v1/messages") {
+        true => ApiError::method().into_anthropic(),
+        false => ApiError::method().into_response(),
+    }
 }

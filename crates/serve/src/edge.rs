@@ -11,7 +11,7 @@ mod framing;
 mod hosts;
 mod keys;
 mod listen;
-mod operations;
+pub(crate) mod operations;
 mod otlp;
 mod paced;
 mod problem;
@@ -132,5 +132,6 @@ pub enum EdgeError {
 
 /// All routes: the page, what requests mean, and what keeps a server in order.
 pub fn routes(app: &Arc<App>) -> Router {
-    crate::page::routes().merge(crate::api::routes(app.clone())).merge(operations::routes(app))
+    let others = crate::page::routes().merge(operations::routes(app));
+    others.method_not_allowed_fallback(crate::api::no_such_method).merge(crate::api::routes(app.clone()))
 }

@@ -27,7 +27,7 @@ use crate::grammar::Grammar;
     request_body = ChatRequest,
     responses(
         (status = 200, description = "The answers, or a stream of them", content(
-            (ChatResponse = "application/json"), (String = "text/event-stream"))),
+            (ChatResponse = "application/json"), (run::StreamEvent = "text/event-stream"))),
         (status = "default", description = "What is wrong", body = ErrorBody),
     )
 )]

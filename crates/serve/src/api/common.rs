@@ -9,8 +9,12 @@ use utoipa::ToSchema;
 use zamba::sampler::SamplerConfig;
 
 use super::error::ApiError;
+use super::strict;
 use crate::app::{App, Caller};
 use crate::engine::{Salt, Usage};
+
+strict::objects!(StreamOptions);
+strict::words!(ServiceTier);
 
 /// Longest stop string, salt and the like, in bytes.
 pub(crate) const MAX_WORD: usize = 1024;
@@ -36,7 +40,7 @@ impl OneOrMany {
 
 /// What a stream holds beside the text.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct StreamOptions {
     /// Whether a last chunk without choices says what the answer took.
     pub(crate) include_usage: Option<bool>,
@@ -151,7 +155,7 @@ pub(crate) use text_request;
 
 /// There is one tier, whatever its name.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum ServiceTier {
     /// The only one.
     Auto,

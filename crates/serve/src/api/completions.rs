@@ -155,7 +155,7 @@ impl CompletionChoice {
     request_body = CompletionRequest,
     responses(
         (status = 200, description = "The texts, or a stream of them", content(
-            (CompletionResponse = "application/json"), (String = "text/event-stream"))),
+            (CompletionResponse = "application/json"), (run::StreamEvent = "text/event-stream"))),
         (status = "default", description = "What is wrong", body = ErrorBody),
     )
 )]

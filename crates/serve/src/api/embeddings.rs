@@ -20,8 +20,11 @@ use super::common::{check_model, salt};
 use super::completions::{One, Prompt};
 use super::error::{ApiError, ErrorBody};
 use super::run::{self, Events};
+use super::strict;
 use super::{Api, Ask, body};
 use crate::engine::{Event, Request};
+
+strict::words!(EncodingFormat);
 
 /// Texts to be made vectors of.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -42,7 +45,7 @@ pub(crate) struct EmbeddingRequest {
 
 /// How vectors are written.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum EncodingFormat {
     /// As numbers.
     #[default]

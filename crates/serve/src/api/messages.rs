@@ -36,7 +36,7 @@ pub(crate) struct TokenCount {
     request_body = MessageRequest,
     responses(
         (status = 200, description = "The answer, or a stream of it", content(
-            (MessageResponse = "application/json"), (String = "text/event-stream"))),
+            (MessageResponse = "application/json"), (run::StreamEvent = "text/event-stream"))),
         (status = "default", description = "What is wrong", body = AnthropicErrorBody),
     )
 )]

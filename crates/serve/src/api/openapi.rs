@@ -5,6 +5,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde_json::Value;
 use utoipa::OpenApi;
 use utoipa::openapi::path::Operation;
 use utoipa::openapi::{PathItem, RefOr};
@@ -12,6 +13,7 @@ use utoipa::openapi::{PathItem, RefOr};
 use super::Api;
 use super::chat::ChatChunk;
 use super::{chat, completions, embeddings, messages, models, states, tokens};
+use crate::edge::operations;
 
 /// The paths of this module. Shapes come from the types that requests are decoded into.
 #[derive(OpenApi)]
@@ -32,6 +34,9 @@ use super::{chat, completions, embeddings, messages, models, states, tokens};
         states::save,
         states::restore,
         states::delete,
+        operations::health,
+        operations::metrics,
+        operations::version,
     ),
     components(schemas(ChatChunk)),
     tags(
@@ -39,6 +44,7 @@ use super::{chat, completions, embeddings, messages, models, states, tokens};
         (name = "tokens", description = "Tokens"),
         (name = "model", description = "The model"),
         (name = "state", description = "Saved conversations"),
+        (name = "server", description = "The server"),
     )
 )]
 struct Document;
@@ -74,7 +80,25 @@ pub(crate) fn document() -> String {
         }
     }
     // Every part of it is a plain value.
-    document.to_json().unwrap_or_default()
+    let mut document = serde_json::to_value(document).unwrap_or_default();
+    bound_integers(&mut document);
+    document.to_string()
+}
+
+/// Says how large numbers without a sign may be: they are taken to be of 32 bits, sign included, by their format.
+fn bound_integers(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            let unsigned = fields.get("minimum").and_then(Value::as_f64).is_some_and(|least| least >= 0.0);
+            if unsigned && fields.get("format").is_some_and(|format| format == "int32") {
+                fields.remove("format");
+                fields.entry("maximum").or_insert(u32::MAX.into());
+            }
+            fields.values_mut().for_each(bound_integers);
+        }
+        Value::Array(items) => items.iter_mut().for_each(bound_integers),
+        _ => {}
+    }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {

@@ -229,5 +229,15 @@ pub(crate) fn named(name: Option<&str>, value: &impl serde::Serialize) -> Bytes 
     }
 }
 
+/// An event of a stream, for the document.
+#[derive(utoipa::ToSchema)]
+#[expect(dead_code, reason = "describes what is written by hand")]
+pub(crate) struct StreamEvent {
+    /// A JSON object; in OpenAI's protocol at last the word `[DONE]`.
+    data: String,
+    /// Its kind, in Anthropic's protocol.
+    event: Option<String>,
+}
+
 /// What ends a stream that was not broken off.
 pub(crate) const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");

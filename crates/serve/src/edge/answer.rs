@@ -43,6 +43,8 @@ pub(crate) async fn answer(edge: Arc<Edge>, peer: IpAddr, request: Request<Incom
     let path = request.uri().path().to_owned();
     let mut record = Record::new(id.clone(), request.method(), &path, &edge.traffic, &edge.in_flight);
     let origin = request.headers().get(header::ORIGIN).cloned();
+    // What follows on such a connection would be for somebody else. No path takes these methods.
+    let last = matches!(*request.method(), Method::CONNECT | Method::TRACE);
     let checked = check_place(&edge, &request);
     // An answer that says no must be readable for a page that may ask.
     let origin = origin.filter(|_| checked.is_ok());
@@ -51,11 +53,17 @@ pub(crate) async fn answer(edge: Arc<Edge>, peer: IpAddr, request: Request<Incom
         Ok(()) if origin.is_some() && is_preflight(&request) => preflight(),
         Ok(()) => match check_asker(&edge, peer, &request) {
             Err(problem) => problem.answer(&path),
+            Ok(_)
+                if lacks_json(&request)
+                    && takes(&edge, request.method().clone(), request.uri().clone()).await =>
+            {
+                not_json().answer(&path)
+            }
             Ok(caller) => route(&edge, caller, RequestId(id.clone()), request, &record).await,
         },
     };
     add_headers(response.headers_mut(), &id, origin.as_ref());
-    if edge.app.handle.is_closed() {
+    if last || edge.app.handle.is_closed() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     let matched = response.extensions_mut().remove::<MatchedPath>();
@@ -66,10 +74,6 @@ pub(crate) async fn answer(edge: Arc<Edge>, peer: IpAddr, request: Request<Incom
 /// Checks what is asked for: this server, in a form that it knows, by a page that may.
 fn check_place<B>(edge: &Edge, request: &Request<B>) -> Result<(), Problem> {
     check_target(request.uri())?;
-    if matches!(*request.method(), Method::CONNECT | Method::TRACE) {
-        let message = format!("{} is not answered here", request.method());
-        return Err(Problem::closing(StatusCode::METHOD_NOT_ALLOWED, message));
-    }
     match edge.hosts.check(request.headers()) {
         Ok(_) => Ok(()),
         Err(Foreign::NoHost) => {
@@ -153,11 +157,28 @@ fn check_asker<B>(edge: &Edge, peer: IpAddr, request: &Request<B>) -> Result<Cal
         let message = "bodies are taken as they are; send this one without Content-Encoding";
         return Err(Problem::closing(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
     }
-    if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_json(headers) {
-        let message = "the body must be JSON; send it with Content-Type: application/json";
-        return Err(Problem::closing(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));
-    }
     Ok(caller)
+}
+
+/// Whether a request brings a body, and not as JSON.
+fn lacks_json<B>(request: &Request<B>) -> bool {
+    matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_json(request.headers())
+}
+
+fn not_json() -> Problem {
+    let message = "the body must be JSON; send it with Content-Type: application/json";
+    Problem::closing(StatusCode::UNSUPPORTED_MEDIA_TYPE, message)
+}
+
+/// Whether there is a handler for a method at a path. Asks for OPTIONS, which no path takes, so the
+/// answer names the methods that are, and nothing else happens.
+async fn takes(edge: &Edge, method: Method, uri: Uri) -> bool {
+    let mut question = Request::new(Body::empty());
+    *question.method_mut() = Method::OPTIONS;
+    *question.uri_mut() = uri;
+    let Ok(answer) = edge.router.clone().oneshot(question).await;
+    let allowed = answer.headers().get(header::ALLOW).and_then(|value| value.to_str().ok());
+    allowed.is_some_and(|list| list.split(',').any(|taken| taken.trim() == method.as_str()))
 }
 
 fn identify<B>(edge: &Edge, peer: IpAddr, request: &Request<B>) -> Result<Caller, Problem> {

@@ -123,7 +123,7 @@ fn foreign_hosts_origins_and_forms_are_refused() {
 fn browsers_are_told_what_the_page_may_do() {
     let server = server();
     for (line, expected) in
-        [("GET /health", 200), ("GET /nowhere", 404), ("POST /health", 415), ("GET /test/panic", 500)]
+        [("GET /health", 200), ("GET /nowhere", 404), ("POST /health", 405), ("GET /test/panic", 500)]
     {
         let answer = server.exchange(request(line, "Host: localhost\r\n", "")).to_lowercase();
         assert_eq!(status(&answer.to_uppercase()), expected, "{line}");
@@ -159,4 +159,29 @@ fn only_a_friend_is_let_in_from_elsewhere() {
     let plain =
         server.exchange(request("GET /nowhere", &format!("Host: localhost\r\nOrigin: {FRIEND}\r\n"), ""));
     assert!(plain.contains("access-control-allow-origin: https://friend.example"), "{plain}");
+}
+
+#[test]
+fn methods_that_a_path_does_not_take_are_told_which_it_does() {
+    let server = server();
+    for (line, allowed) in [
+        ("PUT /health", "GET,HEAD"),
+        ("POST /v1/models", "GET,HEAD"),
+        ("DELETE /v1/completions", "POST"),
+        ("PATCH /v1/state", "GET,HEAD,POST"),
+        ("TRACE /tokenize", "POST"),
+        ("TRACE /", "GET,HEAD"),
+        ("BREW /v1/messages", "POST"),
+    ] {
+        let answer = server.exchange(request(line, "Host: localhost\r\n", ""));
+        assert_eq!(status(&answer), 405, "{line}: {answer}");
+        assert!(
+            answer.to_lowercase().contains(&format!("\r\nallow: {}\r\n", allowed.to_lowercase())),
+            "{line}: {answer}"
+        );
+        assert!(answer.contains("does not take this method"), "{line}: {answer}");
+    }
+    assert_eq!(server.status("PUT /nowhere", "Host: localhost\r\n", ""), 404);
+    let traced = server.exchange(request("TRACE /health", "Host: localhost\r\n", "")).to_lowercase();
+    assert!(traced.contains("\r\nconnection: close\r\n"), "{traced}");
 }

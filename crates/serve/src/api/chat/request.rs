@@ -7,7 +7,22 @@ use utoipa::ToSchema;
 use crate::api::common::{Unsupported, text_request};
 use crate::api::conversation;
 use crate::api::error::ApiError;
+use crate::api::strict;
 use crate::api::tools::{Choice, Tool, Tools};
+
+strict::objects!(
+    ChatMessage,
+    TextPart,
+    EarlierCall,
+    EarlierFunction,
+    ChatTool,
+    ChatFunction,
+    NamedTool,
+    NamedFunction,
+    JsonSchema
+);
+strict::tagged!(ResponseFormat);
+strict::words!(Modality, Role, ToolKind, ToolMode);
 
 text_request! {
     /// A conversation to be answered.
@@ -68,7 +83,7 @@ text_request! {
 
 /// What an answer can be made of.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum Modality {
     /// Text.
     Text,
@@ -76,7 +91,7 @@ pub(crate) enum Modality {
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum Role {
     /// Says how to answer.
     System,
@@ -104,8 +119,7 @@ impl Role {
 
 /// A message of a conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-#[expect(dead_code, reason = "fields of no effect are checked and not read")]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ChatMessage {
     pub(crate) role: Role,
     /// What is said. An assistant that calls functions may say nothing.
@@ -154,17 +168,16 @@ impl Content {
 
 /// A part of a text.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct TextPart {
     #[serde(rename = "type")]
-    #[expect(dead_code, reason = "there is only one kind")]
     kind: Modality,
     text: String,
 }
 
 /// The kind of a tool.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum ToolKind {
     /// A function of the caller.
     Function,
@@ -172,18 +185,17 @@ pub(crate) enum ToolKind {
 
 /// A call that the assistant made earlier.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct EarlierCall {
     id: String,
     #[serde(rename = "type")]
-    #[expect(dead_code, reason = "there is only one kind")]
     kind: ToolKind,
     function: EarlierFunction,
 }
 
 /// What was called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct EarlierFunction {
     name: String,
     /// JSON.
@@ -192,17 +204,16 @@ pub(crate) struct EarlierFunction {
 
 /// A tool that may be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ChatTool {
     #[serde(rename = "type")]
-    #[expect(dead_code, reason = "there is only one kind")]
     kind: ToolKind,
     function: ChatFunction,
 }
 
 /// A function that may be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct ChatFunction {
     /// 1 to 64 letters, digits, `_` and `-`.
     #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
@@ -212,7 +223,6 @@ pub(crate) struct ChatFunction {
     #[schema(value_type = Option<Object>)]
     parameters: Option<Map<String, Value>>,
     /// Of no effect: arguments always follow the schema.
-    #[expect(dead_code, reason = "arguments always follow the schema")]
     strict: Option<bool>,
 }
 
@@ -231,7 +241,7 @@ pub(crate) enum ToolChoice {
 
 /// A rule for calls.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum ToolMode {
     /// None is called, and the model is not told of any.
     None,
@@ -243,24 +253,23 @@ pub(crate) enum ToolMode {
 
 /// A function to be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct NamedTool {
     #[serde(rename = "type")]
-    #[expect(dead_code, reason = "there is only one kind")]
     kind: ToolKind,
     function: NamedFunction,
 }
 
 /// Its name.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct NamedFunction {
     name: String,
 }
 
 /// What an answer must be like.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum ResponseFormat {
     /// Anything.
     Text {},
@@ -275,18 +284,16 @@ pub(crate) enum ResponseFormat {
 
 /// A schema and its name.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct JsonSchema {
     /// 1 to 64 letters, digits, `_` and `-`.
     #[schema(pattern = "^[a-zA-Z0-9_-]{1,64}$")]
     name: String,
-    #[expect(dead_code, reason = "for readers of the request")]
     description: Option<String>,
     /// The schema. Parts that this server cannot follow are refused.
     #[schema(value_type = Object)]
     schema: Map<String, Value>,
     /// Of no effect: the schema is always followed.
-    #[expect(dead_code, reason = "the schema is always followed")]
     strict: Option<bool>,
 }
 

@@ -6,8 +6,13 @@ use utoipa::ToSchema;
 
 use crate::api::conversation::{self, Conversation};
 use crate::api::error::ApiError;
+use crate::api::strict;
 use crate::api::tools::{Choice, Tool, Tools};
 use crate::app::Limits;
+
+strict::objects!(Notes, Turn, MessageTool);
+strict::tagged!(Thinking, TextBlock, CacheControl, Block, MessageToolChoice);
+strict::words!(MessageTier, Speaker, MessageToolKind);
 
 /// A conversation to be answered.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -72,16 +77,15 @@ pub(crate) struct CountRequest {
 
 /// Notes of the caller.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct Notes {
     /// Who asks on the caller's side.
-    #[expect(dead_code, reason = "of no effect")]
     user_id: Option<String>,
 }
 
 /// There is one tier, whatever its name.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", remote = "Self")]
 pub(crate) enum MessageTier {
     /// The only one.
     Auto,
@@ -91,7 +95,7 @@ pub(crate) enum MessageTier {
 
 /// Whether thoughts are set apart.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum Thinking {
     /// They are not.
     Disabled {},
@@ -99,7 +103,7 @@ pub(crate) enum Thinking {
 
 /// Who speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum Speaker {
     /// Asks.
     User,
@@ -109,7 +113,7 @@ pub(crate) enum Speaker {
 
 /// A message of a conversation.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct Turn {
     role: Speaker,
     content: TurnContent,
@@ -149,21 +153,20 @@ impl Said {
 
 /// A block of text.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum TextBlock {
     /// Text.
     Text {
         /// The text.
         text: String,
         /// Of no effect: every prompt is looked up in the cache.
-        #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<CacheControl>,
     },
 }
 
 /// Where the caller wants the cache to keep the conversation.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum CacheControl {
     /// Here.
     Ephemeral {},
@@ -171,14 +174,13 @@ pub(crate) enum CacheControl {
 
 /// A block of a message.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum Block {
     /// Text.
     Text {
         /// The text.
         text: String,
         /// Of no effect: every prompt is looked up in the cache.
-        #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<CacheControl>,
     },
     /// A call that the assistant made.
@@ -191,7 +193,6 @@ pub(crate) enum Block {
         #[schema(value_type = Object)]
         input: Map<String, Value>,
         /// Of no effect.
-        #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<CacheControl>,
     },
     /// The result of a call.
@@ -203,18 +204,16 @@ pub(crate) enum Block {
         /// Whether the call failed. The model is told by the word `Error: `.
         is_error: Option<bool>,
         /// Of no effect.
-        #[expect(dead_code, reason = "of no effect")]
         cache_control: Option<CacheControl>,
     },
 }
 
 /// A function that may be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, remote = "Self")]
 pub(crate) struct MessageTool {
     /// Only `custom`.
     #[serde(rename = "type")]
-    #[expect(dead_code, reason = "there is only one kind")]
     kind: Option<MessageToolKind>,
     /// 1 to 64 letters, digits, `_` and `-`.
     name: String,
@@ -223,13 +222,12 @@ pub(crate) struct MessageTool {
     #[schema(value_type = Object)]
     input_schema: Map<String, Value>,
     /// Of no effect.
-    #[expect(dead_code, reason = "of no effect")]
     cache_control: Option<CacheControl>,
 }
 
 /// The kind of a tool.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "lowercase", remote = "Self")]
 pub(crate) enum MessageToolKind {
     /// A function of the caller.
     Custom,
@@ -237,7 +235,7 @@ pub(crate) enum MessageToolKind {
 
 /// Which functions are to be called.
 #[derive(Debug, Clone, Deserialize, ToSchema)]
-#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields, remote = "Self")]
 pub(crate) enum MessageToolChoice {
     /// The model decides.
     Auto {
@@ -254,7 +252,6 @@ pub(crate) enum MessageToolChoice {
         /// Its name.
         name: String,
         /// Of no effect: one call is made.
-        #[expect(dead_code, reason = "one call is made")]
         disable_parallel_tool_use: Option<bool>,
     },
     /// None is called, and the model is not told of any.
