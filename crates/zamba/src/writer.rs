@@ -57,8 +57,7 @@ impl Writer {
 
     fn show(&mut self, mut piece: String) -> (String, bool) {
         if !self.held.is_empty() && !piece.is_empty() {
-            // What the decoder held comes out whole; a decoding that new tokens changed is all new.
-            piece = piece.strip_prefix(&std::mem::take(&mut self.held)).map(str::to_owned).unwrap_or(piece);
+            piece = after(&std::mem::take(&mut self.held), &piece).to_owned();
         }
         let outcome = self.stops.push(&piece);
         self.text.push_str(&outcome.text_to_emit);
@@ -79,6 +78,18 @@ impl Writer {
     pub fn into_text(self) -> String {
         self.text
     }
+}
+
+/// What of `piece` is new after `held`, which the prompt has shown already. Bytes at the end of the prompt that were
+/// characters are decoded anew, to one U+FFFD each, if the bytes that follow them are no UTF-8.
+fn after<'a>(held: &str, piece: &'a str) -> &'a str {
+    let same = held.chars().zip(piece.chars()).take_while(|(a, b)| a == b);
+    let common: usize = same.map(|(a, _)| a.len_utf8()).sum();
+    let mut rest = &piece[common..];
+    for _ in common..held.len() {
+        rest = rest.strip_prefix(char::REPLACEMENT_CHARACTER).unwrap_or(rest);
+    }
+    rest
 }
 
 #[cfg(test)]
@@ -103,7 +114,7 @@ mod tests {
                 {"type": "Fuse"}, {"type": "Strip", "content": " ", "start": 1, "stop": 0}]},
             "model": {"type": "BPE", "dropout": null, "unk_token": "<unk>", "continuing_subword_prefix": null,
                 "end_of_word_suffix": null, "fuse_unk": true, "byte_fallback": true, "merges": [],
-                "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁a": 4, "▁b": 5, "b": 6, "a": 7, "▁": 8}},
+                "vocab": {"<unk>": 0, "<s>": 1, "</s>": 2, "<0x0A>": 3, "▁a": 4, "▁b": 5, "b": 6, "a": 7, "▁": 8, "<0xC3>": 9}},
         });
         std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
         Tokenizer::from_dir(dir.path()).unwrap()
@@ -134,6 +145,15 @@ mod tests {
                 assert_eq!(format!("{head}{rest}"), whole, "{prompt:?} and {tokens:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_byte_of_the_prompt_is_not_shown_again_as_part_of_none() {
+        let text = llama_like();
+        // Together the two bytes are no UTF-8, and decode to one U+FFFD each.
+        assert_eq!(text.decode(&[1, 4, 3, 9, 5], true).unwrap(), "a\u{FFFD}\u{FFFD} b");
+        assert_eq!(written(&text, &[1, 4, 3], &[9, 5], &[]), "\u{FFFD} b");
+        assert_eq!(written(&text, &[1, 4, 3, 3], &[9, 9, 5], &[]), "\u{FFFD}\u{FFFD} b");
     }
 
     #[test]
