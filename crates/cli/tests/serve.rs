@@ -324,3 +324,59 @@ fn the_second_signal_ends_at_once() {
     let Ended { code, .. } = server.end("-INT");
     assert_eq!(code, Some(1));
 }
+
+/// The JSON that answers a JSON body. Answers have a length here, so the body is what follows the head.
+fn post(server: &Served, path: &str, body: &Value) -> Value {
+    let body = body.to_string();
+    let mut socket = server.connect();
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         Connection: close\r\n\r\n",
+        body.len()
+    );
+    socket.write_all((head + &body).as_bytes()).unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {answer}"))
+}
+
+#[test]
+fn a_conversation_goes_on_after_a_restart_without_its_prompt_being_computed() {
+    let bench = Bench::with_model();
+    let flags = "--ctx 2048 --state-dir states";
+    let prompt: Vec<u64> = (0..700).map(|i| 3 + i * 7 % 250).collect();
+    let ask = |server: &Served, prompt: &[u64], seed: u64| {
+        let body = serde_json::json!({
+            "prompt": prompt, "max_tokens": 12, "seed": seed, "ignore_eos": true, "return_token_ids": true
+        });
+        let answer = post(server, "/v1/completions", &body);
+        let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        let ids = answer["choices"][0]["token_ids"].as_array().cloned();
+        let ids: Vec<u64> = ids.unwrap_or_default().iter().filter_map(Value::as_u64).collect();
+        assert_eq!(ids.len(), 12, "{answer}");
+        (ids, cached.unwrap())
+    };
+
+    let server = Served::start(&bench, flags);
+    let (said, _) = ask(&server, &prompt, 1);
+    let mut history = prompt.clone();
+    history.extend(said);
+    history.extend([5, 6, 7]);
+    let saved = post(&server, "/v1/state", &serde_json::json!({ "name": "talk", "prompt": history }));
+    // The last token that was said has not been fed.
+    assert_eq!(saved["tokens"], 711, "{saved}");
+    assert_eq!(server.end("-TERM").code, Some(0));
+
+    // Without the state the same answer is computed from the beginning.
+    let server = Served::start(&bench, flags);
+    let (fresh, cached) = ask(&server, &history, 2);
+    assert_eq!(cached, 0);
+    assert_eq!(server.end("-TERM").code, Some(0));
+
+    let server = Served::start(&bench, flags);
+    let restored = post(&server, "/v1/state/talk/restore", &serde_json::json!({}));
+    assert_eq!(restored["tokens"], 711, "{restored}");
+    assert_eq!(ask(&server, &history, 2), (fresh, 711));
+    assert_eq!(server.end("-TERM").code, Some(0));
+}
