@@ -1,6 +1,6 @@
 //! Sockets: who may ask, how much, and for how long.
 //!
-//! Read [`answer`](self::answer) first: what happens to a request, in order. A connection is wrapped twice below
+//! Read `answer` first: what happens to a request, in order. A connection is wrapped twice below
 //! it: `paced` cuts those who do not read, `framing` those whose messages could be read in two ways and those who
 //! take too long to begin. `listen` accepts and lets go of connections.
 
