@@ -175,6 +175,7 @@ fn flags_that_make_no_sense_are_named() {
             ("--port 70000", &["70000"]),
             ("--parallel 0", &["--parallel"]),
             ("--ctx 1", &["--ctx"]),
+            ("--batch-tokens 8", &["--batch-tokens 8", "--parallel"]),
             ("--queue-timeout 0", &["--queue-timeout", "seconds"]),
             ("--grace nan", &["--grace"]),
             ("--cache-size lots", &["lots", "--cache-size"]),

@@ -8,6 +8,7 @@ use zamba_serve::{Limits, Settings};
 
 use crate::common;
 use crate::cost::Cost;
+use crate::error::Stop;
 
 /// Tokens of a sequence unless the user or the model says otherwise.
 const CONTEXT: usize = 4096;
@@ -22,9 +23,9 @@ pub(crate) struct EngineArgs {
     /// Most tokens of a sequence, its prompt included [default: what the model was meant for, up to 4096].
     #[arg(short = 'c', long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..=1 << 24))]
     ctx: Option<u32>,
-    /// Most tokens of a step.
-    #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
-    batch_tokens: u32,
+    /// Most tokens of a step [default: 512, or twice `--parallel`].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
+    batch_tokens: Option<u32>,
     /// Most prompt tokens of a step while others generate: it bounds the time between their tokens.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=1 << 16))]
     mixed_tokens: u32,
@@ -53,12 +54,13 @@ pub(crate) struct EngineArgs {
 
 impl EngineArgs {
     pub(super) fn settings(&self, config: &ZambaConfig) -> anyhow::Result<Settings> {
+        let batch_tokens = self.batch_tokens()?;
         let meant = config.max_position_embeddings.clamp(2, CONTEXT);
         let context = common::check_context(config, self.ctx.map_or(meant as u64, u64::from))?;
         Ok(Settings {
             slots: self.parallel.into(),
             context,
-            batch_tokens: self.batch_tokens as usize,
+            batch_tokens,
             mixed_tokens: self.mixed_tokens as usize,
             max_queue: self.max_queue as usize,
             max_queue_tokens: self.max_queue_tokens,
@@ -70,6 +72,18 @@ impl EngineArgs {
             costs: costs(config),
             ..Settings::default()
         })
+    }
+
+    fn batch_tokens(&self) -> Result<usize, Stop> {
+        let slots: usize = self.parallel.into();
+        match self.batch_tokens.map(|tokens| tokens as usize) {
+            None => Ok(Settings::default().batch_tokens.max(2 * slots)),
+            Some(tokens) if tokens > slots => Ok(tokens),
+            Some(tokens) => Err(Stop::Usage(format!(
+                "--batch-tokens {tokens} leaves no room for prompts beside a token of each of {slots} sequences; raise \
+                 it, or lower --parallel"
+            ))),
+        }
     }
 }
 
@@ -148,7 +162,27 @@ fn parse_cache(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+
+    #[derive(Parser)]
+    struct Flags {
+        #[command(flatten)]
+        engine: EngineArgs,
+        #[command(flatten)]
+        request: RequestArgs,
+    }
+
+    #[test]
+    fn what_is_not_typed_is_what_the_library_takes() {
+        let flags = Flags::parse_from(["serve"]);
+        let config = ZambaConfig::preset("tiny").unwrap();
+        let settings = flags.engine.settings(&config).unwrap();
+        let library = Settings { costs: settings.costs, ..Settings::default() };
+        assert_eq!(format!("{settings:?}"), format!("{library:?}"));
+        assert_eq!(format!("{:?}", flags.request.limits()), format!("{:?}", Limits::default()));
+    }
 
     #[test]
     fn times_and_sizes_are_read() {
