@@ -33,9 +33,31 @@ pub(crate) struct Args {
     note: Option<String>,
 }
 
+/// A vector instruction that the compiler has not put in its place is a call, and shows as a function of its own: a
+/// closure that is not inlined may use no instructions of its tier. Such a kernel is right and many times too slow.
+fn inlined(binary: &Path) -> Result {
+    let bytes = fs::read(binary).map_err(|e| format!("{}: {e}", binary.display()))?;
+    if calls_avx512(&bytes) {
+        return Err("AVX-512 instructions are called as functions; perf shows which kernel calls them".into());
+    }
+    Ok(())
+}
+
+/// Whether a program has functions of the standard library's AVX-512 intrinsics, by their mangled names such as
+/// `…9core_arch3x8610avx512vnni…`.
+fn calls_avx512(program: &[u8]) -> bool {
+    const MODULE: &[u8] = b"9core_arch3x86";
+    program.windows(MODULE.len() + 8).filter(|w| w.starts_with(MODULE)).any(|w| {
+        let length_and_name = &w[MODULE.len()..];
+        let digits = length_and_name.iter().take_while(|b| b.is_ascii_digit()).count();
+        length_and_name[digits..].starts_with(b"avx512")
+    })
+}
+
 pub(crate) fn run(steps: &mut Steps, args: &Args) -> Result {
     steps.step("build", || cargo(&["build", "--release", "-p", "zamba-cli"], &[]))?;
     let binary = root().join("target/release/zamba");
+    steps.step("vector instructions stand in their loops", || inlined(&binary))?;
     let mut runs = vec![];
     let mut bench = |steps: &mut Steps, name: &str, flags: &[String]| {
         steps.step(name, || {
@@ -161,6 +183,14 @@ fn civil(days: u64) -> (u64, u64, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn calls_of_intrinsics_are_seen() {
+        let name =
+            |module: &str| calls_avx512(format!("x_ZN4core9core_arch3x86{module}5_name17h0E").as_bytes());
+        assert!(name("7avx512f") && name("8avx512bw") && name("10avx512vnni"));
+        assert!(!name("3avx") && !name("5xsave") && !calls_avx512(b""));
+    }
 
     #[test]
     fn days_have_dates() {
