@@ -12,6 +12,7 @@ mod cost;
 mod demo;
 mod error;
 mod file;
+mod hash;
 mod html;
 mod interrupt;
 mod log;

@@ -6,10 +6,10 @@ mod table;
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use zamba::checkpoint::manifest::hex;
 
 use crate::metric::{self, PreparedMetric};
 use crate::python;
-use crate::suite::hex;
 use crate::task::{SelectedGroup, TaskConfig};
 
 pub use about::{About, sanitize};

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use thiserror::Error;
 use zamba::Zamba;
+use zamba::checkpoint::manifest::hex;
 use zamba::tokenizer::{Tokenizer, TokenizerError};
 
 use crate::encode::{EncodeError, Encoder};
@@ -362,9 +363,4 @@ fn prompt_key(prompt: &Prompt) -> String {
     hash.update([0xff]);
     prompt.tokens.iter().for_each(|t| hash.update(t.to_le_bytes()));
     hex(&hash.finalize())
-}
-
-/// Bytes as hexadecimal digits.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -9,6 +9,7 @@ mod app;
 pub mod edge;
 pub mod engine;
 pub mod grammar;
+mod media;
 pub mod metrics;
 pub mod page;
 pub mod states;

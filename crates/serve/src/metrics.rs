@@ -15,69 +15,70 @@ use prometheus_client::registry::Registry;
 
 use crate::engine::{Done, Event, Failure, Finish};
 
-/// Everything that the engine counts. Cheap to update from any thread.
-pub struct Metrics {
-    registry: Mutex<Registry>,
-    /// Sequences in slots.
-    pub running: Gauge,
-    /// Requests that wait for a slot.
-    pub waiting: Gauge,
-    /// Sequences without a slot whose answers are not read.
-    pub parked: Gauge,
-    /// How often a sequence gave up its slot because its answer was not read.
-    pub parkings: Counter,
-    /// Tokens of parked sequences that had to be computed again.
-    pub refed_tokens: Counter,
-    /// Share of the slots' token room that is in use.
-    pub kv_usage: Gauge<f64, AtomicU64>,
-    /// Prompt tokens that were looked up in the cache.
-    pub cache_queries: Counter,
-    /// Those whose state was found.
-    pub cache_hits: Counter,
-    /// Prompt tokens that some cached sequence had, and were computed again because no state was kept there.
-    pub cache_recomputed: Counter,
-    /// Bytes of cached states.
-    pub cache_bytes: Gauge,
-    /// Cached states.
-    pub cache_states: Gauge,
-    /// Cached states that were given up for others.
-    pub cache_evictions: Counter,
-    /// Prompt tokens of requests that were begun.
-    pub prompt_tokens: Counter,
-    /// Prompt tokens that went through the model.
-    pub prefill_tokens: Counter,
-    /// New tokens.
-    pub generation_tokens: Counter,
-    /// Requests that ended, by how.
-    pub finished: Family<Reason, Counter>,
-    /// Requests that were turned away because too many wait.
-    pub refused: Counter,
-    /// Steps of the engine.
-    pub steps: Counter,
-    /// Seconds that the model computed.
-    pub busy_seconds: Counter<f64, AtomicU64>,
-    /// Bytes of weights, states and caches that steps had to read at least.
-    pub bytes_read: Counter,
-    /// Floating-point operations of all steps.
-    pub flops: Counter,
-    /// Prompt tokens per request.
-    pub prompt_length: Histogram,
-    /// New tokens per request.
-    pub generation_length: Histogram,
-    /// From arrival to the first token.
-    pub time_to_first_token: Histogram,
-    /// Between two tokens of a sequence.
-    pub inter_token: Histogram,
-    /// From arrival to the end.
-    pub latency: Histogram,
-    /// From arrival to a slot.
-    pub queue_time: Histogram,
-    /// From a slot to the first token.
-    pub prefill_time: Histogram,
-    /// From the first token to the last.
-    pub decode_time: Histogram,
-    /// Mean time that a request waited lately, in microseconds.
-    lately: AtomicU64,
+/// Declares counts: of each its field, type, first value, name and meaning, in the order in which they are shown. Fields
+/// before them are the struct's own.
+macro_rules! counts {
+    (
+        $(#[$about:meta])*
+        $visible:vis struct $name:ident { $($(#[$own_about:meta])* $own:ident: $own_type:ty = $own_first:expr;)* }
+        counts { $($field:ident: $type:ty = $first:expr, $key:literal, $meaning:literal;)* }
+    ) => {
+        $(#[$about])*
+        $visible struct $name {
+            $($(#[$own_about])* $own: $own_type,)*
+            $(#[doc = $meaning] $visible $field: $type,)*
+        }
+
+        impl $name {
+            fn first() -> Self {
+                $name { $($own: $own_first,)* $($field: $first,)* }
+            }
+
+            fn register(&self, registry: &mut prometheus_client::registry::Registry) {
+                $(registry.register($key, $meaning, self.$field.clone());)*
+            }
+        }
+    };
+}
+pub(crate) use counts;
+
+counts! {
+    /// Everything that the engine counts. Cheap to update from any thread.
+    pub struct Metrics {
+        registry: Mutex<Registry> = Mutex::new(Registry::default());
+        /// Mean time that a request waited lately, in microseconds.
+        lately: AtomicU64 = AtomicU64::new(0);
+    } counts {
+        running: Gauge = Gauge::default(), "vllm:num_requests_running", "Sequences in slots";
+        waiting: Gauge = Gauge::default(), "vllm:num_requests_waiting", "Requests that wait for a slot";
+        kv_usage: Gauge<f64, AtomicU64> = Gauge::default(), "vllm:kv_cache_usage_perc", "Share of the slots' token room in use";
+        cache_queries: Counter = Counter::default(), "vllm:prefix_cache_queries", "Prompt tokens looked up";
+        cache_hits: Counter = Counter::default(), "vllm:prefix_cache_hits", "Prompt tokens whose state was found";
+        prompt_tokens: Counter = Counter::default(), "vllm:prompt_tokens", "Prompt tokens of requests begun";
+        generation_tokens: Counter = Counter::default(), "vllm:generation_tokens", "New tokens";
+        finished: Family<Reason, Counter> = Family::default(), "vllm:request_success", "Requests ended, by how";
+        prompt_length: Histogram = tokens(), "vllm:request_prompt_tokens", "Prompt tokens per request";
+        generation_length: Histogram = tokens(), "vllm:request_generation_tokens", "New tokens per request";
+        time_to_first_token: Histogram = seconds(), "vllm:time_to_first_token_seconds", "From arrival to the first token";
+        inter_token: Histogram = seconds(), "vllm:inter_token_latency_seconds", "Between two tokens";
+        latency: Histogram = seconds(), "vllm:e2e_request_latency_seconds", "From arrival to the end";
+        queue_time: Histogram = seconds(), "vllm:request_queue_time_seconds", "From arrival to a slot";
+        prefill_time: Histogram = seconds(), "vllm:request_prefill_time_seconds", "From a slot to the first token";
+        decode_time: Histogram = seconds(), "vllm:request_decode_time_seconds", "From the first token to the last";
+        cache_recomputed: Counter = Counter::default(), "zamba_cache_recomputed_tokens", "Prompt tokens of known beginnings computed again for want of a state";
+        cache_bytes: Gauge = Gauge::default(), "zamba_cache_bytes", "Bytes of cached states";
+        cache_states: Gauge = Gauge::default(), "zamba_cache_states", "Cached states";
+        cache_evictions: Counter = Counter::default(), "zamba_cache_evictions", "Cached states given up";
+        parked: Gauge = Gauge::default(), "zamba_parked", "Sequences without a slot that are not read";
+        parkings: Counter = Counter::default(), "zamba_parkings", "Slots given up for want of a reader";
+        refed_tokens: Counter = Counter::default(), "zamba_refed_tokens", "Tokens of parked sequences computed again";
+        prefill_tokens: Counter = Counter::default(), "zamba_prefill_tokens", "Prompt tokens computed";
+        refused: Counter = Counter::default(), "zamba_refused", "Requests turned away";
+        steps: Counter = Counter::default(), "zamba_steps", "Steps of the engine";
+        busy_seconds: Counter<f64, AtomicU64> = Counter::default(), "zamba_busy_seconds", "Seconds that the model computed";
+        bytes_read: Counter = Counter::default(), "zamba_bytes_read", "Bytes that steps had to read at least";
+        flops: Counter = Counter::default(), "zamba_flops", "Floating-point operations";
+    }
 }
 
 /// How a request ended.
@@ -115,112 +116,16 @@ fn tokens() -> Histogram {
 
 impl Default for Metrics {
     fn default() -> Self {
-        let metrics = Metrics {
-            registry: Mutex::new(Registry::default()),
-            running: Gauge::default(),
-            waiting: Gauge::default(),
-            parked: Gauge::default(),
-            parkings: Counter::default(),
-            refed_tokens: Counter::default(),
-            kv_usage: Gauge::default(),
-            cache_queries: Counter::default(),
-            cache_hits: Counter::default(),
-            cache_recomputed: Counter::default(),
-            cache_bytes: Gauge::default(),
-            cache_states: Gauge::default(),
-            cache_evictions: Counter::default(),
-            prompt_tokens: Counter::default(),
-            prefill_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
-            finished: Family::default(),
-            refused: Counter::default(),
-            steps: Counter::default(),
-            busy_seconds: Counter::default(),
-            bytes_read: Counter::default(),
-            flops: Counter::default(),
-            prompt_length: tokens(),
-            generation_length: tokens(),
-            time_to_first_token: seconds(),
-            inter_token: seconds(),
-            latency: seconds(),
-            queue_time: seconds(),
-            prefill_time: seconds(),
-            decode_time: seconds(),
-            lately: AtomicU64::new(0),
-        };
-        metrics.register_all();
+        let metrics = Metrics::first();
+        metrics.with_registry(|registry| {
+            registry.register_collector(Box::new(process::Process));
+            metrics.register(registry);
+        });
         metrics
     }
 }
 
 impl Metrics {
-    fn register_all(&self) {
-        self.with_registry(|r| {
-            r.register_collector(Box::new(process::Process));
-            r.register("vllm:num_requests_running", "Sequences in slots", self.running.clone());
-            r.register("vllm:num_requests_waiting", "Requests that wait for a slot", self.waiting.clone());
-            r.register(
-                "vllm:kv_cache_usage_perc",
-                "Share of the slots' token room in use",
-                self.kv_usage.clone(),
-            );
-            r.register("vllm:prefix_cache_queries", "Prompt tokens looked up", self.cache_queries.clone());
-            r.register(
-                "vllm:prefix_cache_hits",
-                "Prompt tokens whose state was found",
-                self.cache_hits.clone(),
-            );
-            r.register("vllm:prompt_tokens", "Prompt tokens of requests begun", self.prompt_tokens.clone());
-            r.register("vllm:generation_tokens", "New tokens", self.generation_tokens.clone());
-            r.register("vllm:request_success", "Requests ended, by how", self.finished.clone());
-            r.register("vllm:request_prompt_tokens", "Prompt tokens per request", self.prompt_length.clone());
-            r.register(
-                "vllm:request_generation_tokens",
-                "New tokens per request",
-                self.generation_length.clone(),
-            );
-            r.register(
-                "vllm:time_to_first_token_seconds",
-                "From arrival to the first token",
-                self.time_to_first_token.clone(),
-            );
-            r.register("vllm:inter_token_latency_seconds", "Between two tokens", self.inter_token.clone());
-            r.register("vllm:e2e_request_latency_seconds", "From arrival to the end", self.latency.clone());
-            r.register("vllm:request_queue_time_seconds", "From arrival to a slot", self.queue_time.clone());
-            r.register(
-                "vllm:request_prefill_time_seconds",
-                "From a slot to the first token",
-                self.prefill_time.clone(),
-            );
-            r.register(
-                "vllm:request_decode_time_seconds",
-                "From the first token to the last",
-                self.decode_time.clone(),
-            );
-            r.register(
-                "zamba_cache_recomputed_tokens",
-                "Prompt tokens of known beginnings computed again for want of a state",
-                self.cache_recomputed.clone(),
-            );
-            r.register("zamba_cache_bytes", "Bytes of cached states", self.cache_bytes.clone());
-            r.register("zamba_cache_states", "Cached states", self.cache_states.clone());
-            r.register("zamba_cache_evictions", "Cached states given up", self.cache_evictions.clone());
-            r.register("zamba_parked", "Sequences without a slot that are not read", self.parked.clone());
-            r.register("zamba_parkings", "Slots given up for want of a reader", self.parkings.clone());
-            r.register(
-                "zamba_refed_tokens",
-                "Tokens of parked sequences computed again",
-                self.refed_tokens.clone(),
-            );
-            r.register("zamba_prefill_tokens", "Prompt tokens computed", self.prefill_tokens.clone());
-            r.register("zamba_refused", "Requests turned away", self.refused.clone());
-            r.register("zamba_steps", "Steps of the engine", self.steps.clone());
-            r.register("zamba_busy_seconds", "Seconds that the model computed", self.busy_seconds.clone());
-            r.register("zamba_bytes_read", "Bytes that steps had to read at least", self.bytes_read.clone());
-            r.register("zamba_flops", "Floating-point operations", self.flops.clone());
-        });
-    }
-
     /// Adds more to what [`Metrics::text`] gives.
     pub fn with_registry(&self, f: impl FnOnce(&mut Registry)) {
         f(&mut self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner));

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use sha2::{Digest, Sha256};
+use zamba::checkpoint::manifest::hex;
 
 const HTML: &str = "text/html; charset=utf-8";
 const CSS: &str = "text/css; charset=utf-8";
@@ -48,7 +49,7 @@ pub fn paths() -> impl Iterator<Item = &'static str> {
 
 /// A name for this content and no other.
 fn etag(content: &str) -> HeaderValue {
-    let hex: String = Sha256::digest(content)[..12].iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(&Sha256::digest(content)[..12]);
     HeaderValue::from_str(&format!("\"{hex}\"")).unwrap_or(HeaderValue::from_static("\"page\""))
 }
 

@@ -15,6 +15,7 @@ use std::time::UNIX_EPOCH;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use sha2::{Digest, Sha256};
+use zamba::checkpoint::manifest::hex;
 
 use crate::engine::{Salt, Saved, SavedError};
 
@@ -297,15 +298,6 @@ fn digest(model: &str, layout: &str, tokens: &[u8], saved: &Saved) -> String {
         hash.update(part);
     }
     hex(&hash.finalize())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use zamba::checkpoint::{Checkpoint, LoadOptions, Weights};
 use zamba::sampler::SamplerConfig;
 use zamba::tokenizer::Tokenizer;
 use zamba_kernels::cpu::{Cpu, Isa};
-use zamba_serve::engine::{Event, Request, Salt};
+use zamba_serve::engine::{Event, Request};
 use zamba_serve::{Engine, Handle, Settings};
 
 use crate::Result;
@@ -86,19 +86,8 @@ fn engine(folder: &Path, load: &Overhead) -> Result<Handle> {
 
 async fn in_process(engine: &Handle, ask: &Ask) -> Result<Span> {
     let begun = Instant::now();
-    let request = Request {
-        prompt: ask.prompt.clone(),
-        max_tokens: ask.tokens,
-        sampler: SamplerConfig { temperature: 1.0, seed: ask.seed, ..SamplerConfig::greedy() },
-        ends: vec![],
-        stops: vec![],
-        logprobs: None,
-        score: None,
-        pool: false,
-        constraint: None,
-        salt: Salt::default(),
-        tenant: 0,
-    };
+    let sampler = SamplerConfig { temperature: 1.0, seed: ask.seed, ..SamplerConfig::greedy() };
+    let request = Request::new(ask.prompt.clone(), ask.tokens, sampler);
     let permit = engine.admit().map_err(|e| e.to_string())?;
     let mut answer = engine.submit(permit, request).map_err(|e| e.to_string())?;
     let mut first = None;

@@ -108,11 +108,11 @@ impl Server {
         Ok(text.lines().filter(|line| !line.starts_with('#')).filter_map(pair).collect())
     }
 
-    /// Requests in slots and in the queue.
+    /// Requests in slots, in the queue, and parked.
     pub(crate) async fn under_way(&self) -> Result<f64> {
         let metrics = self.metrics().await?;
         let get = |name: &str| metrics.get(name).copied().ok_or_else(|| format!("/metrics has no {name}"));
-        Ok(get("vllm:num_requests_running")? + get("vllm:num_requests_waiting")?)
+        Ok(get("vllm:num_requests_running")? + get("vllm:num_requests_waiting")? + get("zamba_parked")?)
     }
 
     /// Waits until nothing is under way; how long that took.

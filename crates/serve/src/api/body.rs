@@ -1,13 +1,14 @@
 //! From bytes to a request: size, form, and names of fields, before anything is done about it.
 
 use axum::body::Body;
-use axum::http::{HeaderMap, header};
+use axum::http::HeaderMap;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use zamba::json::{self, JsonError};
 
 use super::error::ApiError;
 use crate::app::Limits;
+use crate::media::{declared_length, is_encoded, is_json};
 
 /// Values in one body. A tree takes twenty times the memory of its text, so bytes alone are no bound; this one leaves
 /// room for as many token ids as may wait in the queue.
@@ -18,23 +19,13 @@ const SHORT: usize = 64 << 10;
 
 /// Whether a body is declared to be JSON. A page of another origin cannot declare that without asking first.
 pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = declared.and_then(|text| text.split(';').next()).unwrap_or_default().trim();
-    let encoded = headers
-        .get(header::CONTENT_ENCODING)
-        .is_some_and(|e| !e.as_bytes().eq_ignore_ascii_case(b"identity"));
-    if encoded || !essence.eq_ignore_ascii_case("application/json") {
-        return Err(ApiError::media_type());
-    }
-    Ok(())
+    if is_encoded(headers) || !is_json(headers) { Err(ApiError::media_type()) } else { Ok(()) }
 }
 
 /// The bytes of a body that is declared to be JSON.
 pub(crate) async fn read(headers: &HeaderMap, body: Body, limits: &Limits) -> Result<Bytes, ApiError> {
     check_media_type(headers)?;
-    let declared =
-        headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
-    if declared.is_some_and(|length| length > limits.body_bytes as u64) {
+    if declared_length(headers).is_some_and(|length| length > limits.body_bytes as u64) {
         return Err(ApiError::too_large(limits.body_bytes));
     }
     let whole = http_body_util::BodyExt::collect(http_body_util::Limited::new(body, limits.body_bytes)).await;
@@ -199,6 +190,8 @@ fn short(name: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header;
+
     use super::*;
 
     #[derive(Debug, serde::Deserialize)]

@@ -131,17 +131,10 @@ async fn answer(api: Arc<Api>, parts: Parts, body: Body) -> Result<Response, Api
             One::Tokens(tokens) => tokens,
         };
         let request = Request {
-            prompt,
-            max_tokens: 0,
-            sampler: SamplerConfig::greedy(),
-            ends: vec![],
-            stops: vec![],
-            logprobs: None,
-            score: None,
             pool: true,
-            constraint: None,
             salt: salt.clone(),
             tenant: ask.caller.tenant,
+            ..Request::new(prompt, 0, SamplerConfig::greedy())
         };
         let answer = app.handle.submit(permit, request);
         answers.push(answer.map_err(|refusal| ApiError::refused(&refusal, &param))?);

@@ -158,7 +158,9 @@ pub(crate) trait Teller: Send + 'static {
     /// What is said at the end.
     fn end(&mut self, out: &mut Vec<Bytes>);
     /// What is said if the answer was broken off; nothing follows.
-    fn fail(&mut self, error: &ApiError, out: &mut Vec<Bytes>);
+    fn fail(&mut self, error: &ApiError, out: &mut Vec<Bytes>) {
+        out.push(data(&error.body()));
+    }
     /// What is said when nothing happens.
     fn ping(&self) -> Bytes {
         Bytes::from_static(b": ping\n\n")

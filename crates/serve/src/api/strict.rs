@@ -1,8 +1,9 @@
 //! Objects are objects, and words are words.
 //!
-//! What serde derives also takes a list in place of an object, field by field, `{"word": null}` in place of a word, and a
-//! number in place of the word that tells one kind of object from another. The document knows none of it, so it is refused. Types that are declared here derive their decoding with
-//! `#[serde(remote = "Self")]`, which makes a function of it in place of the trait.
+//! What serde derives also takes a list in place of an object, field by field, `{"word": null}` in place of a word, and
+//! a number in place of the word that tells one kind of object from another. The document knows none of it, so it is
+//! refused. Types that are declared here derive their decoding with `#[serde(remote = "Self")]`, which makes a function
+//! of it in place of the trait.
 
 use serde::de::value::StringDeserializer;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, MapAccess};

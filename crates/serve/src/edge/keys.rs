@@ -3,6 +3,7 @@
 use axum::http::{HeaderMap, header};
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConditionallySelectable, ConstantTimeEq};
+use zamba::checkpoint::manifest::hex;
 
 use super::EdgeError;
 use crate::app::Caller;
@@ -100,10 +101,6 @@ pub(crate) fn stranger(address: std::net::IpAddr) -> Caller {
 
 fn number(digest: &[u8; 32]) -> u64 {
     digest[..8].iter().fold(0, |n, &byte| n << 8 | u64::from(byte))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -10,38 +10,40 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, counts};
 
-/// What the edge counts.
-#[derive(Debug)]
-pub(crate) struct Traffic {
-    requests: Family<Kind, Counter>,
-    durations: Family<Place, Histogram, fn() -> Histogram>,
-    pub(crate) in_flight: Gauge,
-    pub(crate) bytes_received: Counter<u64, AtomicU64>,
-    pub(crate) bytes_sent: Counter<u64, AtomicU64>,
-    pub(crate) connections: Gauge,
-    pub(crate) accepted: Counter,
-    pub(crate) accept_errors: Counter,
-    pub(crate) panics: Counter,
-    cuts: Family<Reason, Counter>,
+counts! {
+    /// What the edge counts.
+    #[derive(Debug)]
+    pub(crate) struct Traffic {} counts {
+        requests: Family<Kind, Counter> = Family::default(), "http_requests", "Requests answered";
+        durations: Family<Place, Histogram, fn() -> Histogram> = Family::new_with_constructor(seconds), "http_request_duration_seconds", "From the head of a request to the end of its answer";
+        in_flight: Gauge = Gauge::default(), "http_requests_in_flight", "Requests under way";
+        bytes_received: Counter<u64, AtomicU64> = Counter::default(), "http_request_body_bytes", "Bytes of bodies received";
+        bytes_sent: Counter<u64, AtomicU64> = Counter::default(), "http_response_body_bytes", "Bytes of bodies sent";
+        connections: Gauge = Gauge::default(), "zamba_http_connections", "Connections open";
+        accepted: Counter = Counter::default(), "zamba_http_connections_accepted", "Connections accepted";
+        accept_errors: Counter = Counter::default(), "zamba_http_accept_errors", "Times that no connection could be accepted, as for want of descriptors";
+        cuts: Family<Reason, Counter> = Family::default(), "zamba_http_connections_cut", "Connections given up, by why";
+        panics: Counter = Counter::default(), "zamba_http_panics", "Requests that ended by a fault of the program";
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Kind {
+pub(crate) struct Kind {
     route: Arc<str>,
     method: &'static str,
     status: u16,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Place {
+pub(crate) struct Place {
     route: Arc<str>,
     method: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct Reason {
+pub(crate) struct Reason {
     reason: Cut,
 }
 
@@ -86,42 +88,8 @@ fn seconds() -> Histogram {
 impl Traffic {
     /// Counts that [`Metrics::text`] shows too.
     pub(crate) fn new(metrics: &Metrics) -> Arc<Self> {
-        let traffic = Traffic {
-            requests: Family::default(),
-            durations: Family::new_with_constructor(seconds),
-            in_flight: Gauge::default(),
-            bytes_received: Counter::default(),
-            bytes_sent: Counter::default(),
-            connections: Gauge::default(),
-            accepted: Counter::default(),
-            accept_errors: Counter::default(),
-            panics: Counter::default(),
-            cuts: Family::default(),
-        };
-        metrics.with_registry(|r| {
-            r.register("http_requests", "Requests answered", traffic.requests.clone());
-            r.register(
-                "http_request_duration_seconds",
-                "From the head of a request to the end of its answer",
-                traffic.durations.clone(),
-            );
-            r.register("http_requests_in_flight", "Requests under way", traffic.in_flight.clone());
-            r.register("http_request_body_bytes", "Bytes of bodies received", traffic.bytes_received.clone());
-            r.register("http_response_body_bytes", "Bytes of bodies sent", traffic.bytes_sent.clone());
-            r.register("zamba_http_connections", "Connections open", traffic.connections.clone());
-            r.register("zamba_http_connections_accepted", "Connections accepted", traffic.accepted.clone());
-            r.register(
-                "zamba_http_accept_errors",
-                "Times that no connection could be accepted, as for want of descriptors",
-                traffic.accept_errors.clone(),
-            );
-            r.register("zamba_http_connections_cut", "Connections given up, by why", traffic.cuts.clone());
-            r.register(
-                "zamba_http_panics",
-                "Requests that ended by a fault of the program",
-                traffic.panics.clone(),
-            );
-        });
+        let traffic = Traffic::first();
+        metrics.with_registry(|registry| traffic.register(registry));
         Arc::new(traffic)
     }
 

@@ -32,6 +32,26 @@ pub struct Request {
     pub tenant: u64,
 }
 
+impl Request {
+    /// A request to go on for at most `max_tokens` tokens and nothing else: no end before, no text to stop at, no
+    /// scores, no rule; for nobody in particular.
+    pub fn new(prompt: Vec<u32>, max_tokens: usize, sampler: SamplerConfig) -> Self {
+        Request {
+            prompt,
+            max_tokens,
+            sampler,
+            ends: vec![],
+            stops: vec![],
+            logprobs: None,
+            score: None,
+            pool: false,
+            constraint: None,
+            salt: Salt::default(),
+            tenant: 0,
+        }
+    }
+}
+
 /// Keeps cached beginnings of different owners apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Salt(pub Arc<str>);

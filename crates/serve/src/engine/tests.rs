@@ -82,17 +82,11 @@ impl Ask {
 
     fn request(&self, seen: &Seen) -> Request {
         Request {
-            prompt: self.prompt.clone(),
-            max_tokens: self.max_tokens,
-            sampler: self.sampler(),
             ends: vec![2],
-            stops: vec![],
-            logprobs: None,
-            score: None,
-            pool: false,
             constraint: Some(Box::new(Probe(seen.clone()))),
             salt: Salt(self.salt.to_string().into()),
             tenant: self.seed % 3,
+            ..Request::new(self.prompt.clone(), self.max_tokens, self.sampler())
         }
     }
 }

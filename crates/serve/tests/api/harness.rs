@@ -1,5 +1,8 @@
 //! A small model behind the router.
 
+#[path = "../../../zamba/tests/common/byte_model.rs"]
+mod byte_model;
+
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
@@ -39,47 +42,14 @@ pub(crate) struct Reply {
 }
 
 fn config() -> ZambaConfig {
-    let config = json!({
-        "model_type": "zamba", "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 4, "num_attention_heads": 2, "num_key_value_heads": 2, "n_mamba_heads": 2, "mamba_d_state": 4,
-        "mamba_dt_rank": 3, "max_position_embeddings": 512, "initializer_range": 0.2, "torch_dtype": "float32",
-    });
+    let mut config = byte_model::config();
+    config["max_position_embeddings"] = CONTEXT.into();
     ZambaConfig::from_json(&config.to_string()).unwrap()
 }
 
-/// Tokens are bytes: ids 0 to 2 are special, byte b is 3 + b.
 fn tokenizer() -> Tokenizer {
-    let mut vocab = serde_json::Map::new();
-    for (id, special) in ["<unk>", "<s>", "</s>"].iter().enumerate() {
-        vocab.insert((*special).to_owned(), id.into());
-    }
-    // GPT-2's printable stand-ins: bytes that print stand for themselves, the others follow from U+0100 on.
-    let mut next = 256;
-    for byte in 0..256 {
-        let prints = matches!(byte, 33..=126 | 161..=172 | 174..=255);
-        let code = if prints { byte } else { next };
-        next += u32::from(!prints);
-        vocab.insert(char::from_u32(code).unwrap().to_string(), (3 + byte).into());
-    }
-    let special = |id: u32, content: &str| {
-        json!({"id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
-               "normalized": false, "special": true})
-    };
-    let file = json!({
-        "version": "1.0", "truncation": null, "padding": null,
-        "added_tokens": [special(0, "<unk>"), special(1, "<s>"), special(2, "</s>")],
-        "normalizer": null,
-        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-        "post_processor": {"type": "TemplateProcessing",
-            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
-            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},
-        "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
-        "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                  "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "vocab": vocab, "merges": []}
-    });
     let dir = tempfile::tempdir().unwrap();
-    std::fs::write(dir.path().join("tokenizer.json"), file.to_string()).unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), byte_model::tokenizer().to_string()).unwrap();
     std::fs::write(
         dir.path().join("tokenizer_config.json"),
         json!({"bos_token": "<s>", "eos_token": "</s>"}).to_string(),

@@ -13,7 +13,7 @@ use axum::routing::get;
 use futures_util::stream;
 use zamba::sampler::SamplerConfig;
 use zamba_serve::edge::{Drained, Settings};
-use zamba_serve::engine::{Event, Failure, Request, Salt};
+use zamba_serve::engine::{Event, Failure, Request};
 use zamba_serve::{App, Limits};
 
 use crate::support::{Running, eventually, read_to_end, request, settings, status};
@@ -23,19 +23,8 @@ const HOST: &str = "Host: localhost\r\n";
 /// Generates so many tokens and tells of each event on a line.
 async fn tokens(app: Arc<App>, max_tokens: usize) -> Response {
     let Ok(permit) = app.handle.admit() else { return StatusCode::SERVICE_UNAVAILABLE.into_response() };
-    let request = Request {
-        prompt: vec![1, 2, 3],
-        max_tokens,
-        sampler: SamplerConfig { temperature: 1.0, ..SamplerConfig::default() },
-        ends: vec![],
-        stops: vec![],
-        logprobs: None,
-        score: None,
-        pool: false,
-        constraint: None,
-        salt: Salt::default(),
-        tenant: 0,
-    };
+    let sampler = SamplerConfig { temperature: 1.0, ..SamplerConfig::default() };
+    let request = Request::new(vec![1, 2, 3], max_tokens, sampler);
     let answer = app.handle.submit(permit, request).unwrap();
     let lines = stream::unfold(answer, async |mut answer| {
         let line = match answer.next().await? {

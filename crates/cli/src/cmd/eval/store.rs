@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use zamba_data::fs::{Fs, FsWrite, RealFs};
 use zamba_eval::{Cache, Stored};
+
+use crate::hash::{add_file, short};
 
 /// A file of answers, or nothing.
 pub(super) struct Store {
@@ -89,20 +91,9 @@ pub(super) fn model_hash(folder: &Path, how: &str) -> anyhow::Result<String> {
     };
     let mut hash = Sha256::new_with_prefix(how);
     for path in names.iter().filter(counts) {
-        feed(&mut hash, path).with_context(|| format!("cannot read {}", path.display()))?;
+        add_file(&mut hash, path)?;
     }
-    Ok(hash.finalize().iter().take(8).map(|b| format!("{b:02x}")).collect())
-}
-
-fn feed(hash: &mut Sha256, path: &Path) -> std::io::Result<()> {
-    let mut file = fs::File::open(path)?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            count => hash.update(&buffer[..count]),
-        }
-    }
+    Ok(short(hash))
 }
 
 #[cfg(test)]

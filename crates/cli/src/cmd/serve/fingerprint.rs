@@ -1,13 +1,14 @@
 //! What tells one model from another.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 use zamba::checkpoint::Checkpoint;
 use zamba::checkpoint::manifest;
+
+use crate::hash::{add_file, short};
 
 /// A hash of configuration and weights, and the version of the program. With a manifest, which has the hashes of
 /// all files, it is made of that. Without one weights count by their names and sizes, or, if states are to be
@@ -21,8 +22,7 @@ pub(super) fn of(checkpoint: &Checkpoint, keep_states: bool) -> anyhow::Result<S
     } else {
         add_folder(&mut hash, folder, keep_states)?;
     }
-    let digest: String = hash.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
-    Ok(format!("zamba-{}-{digest}", env!("CARGO_PKG_VERSION")))
+    Ok(format!("zamba-{}-{}", env!("CARGO_PKG_VERSION"), short(hash)))
 }
 
 fn add_folder(hash: &mut Sha256, folder: &Path, whole: bool) -> anyhow::Result<()> {
@@ -45,21 +45,6 @@ fn add_folder(hash: &mut Sha256, folder: &Path, whole: bool) -> anyhow::Result<(
         }
     }
     Ok(())
-}
-
-fn add_file(hash: &mut Sha256, path: &Path) -> anyhow::Result<()> {
-    add_bytes(hash, path).with_context(|| format!("cannot read {}", path.display()))
-}
-
-fn add_bytes(hash: &mut Sha256, path: &Path) -> io::Result<()> {
-    let mut file = File::open(path)?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block)? {
-            0 => return Ok(()),
-            n => hash.update(&block[..n]),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -370,8 +370,4 @@ impl Teller for Chunks {
         }
         out.push(DONE);
     }
-
-    fn fail(&mut self, error: &ApiError, out: &mut Vec<Bytes>) {
-        out.push(data(&error.body()));
-    }
 }
