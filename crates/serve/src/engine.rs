@@ -271,14 +271,15 @@ impl Engine {
 
     /// Goes on with sequences whose whole prompt was cached with the logits that follow. Whether there were any.
     fn answer_known(&mut self) -> bool {
-        let (mut at, mut any) = (0, false);
-        while at < self.active.len() {
-            match self.active[at].known_logits.take() {
-                Some(mut logits) => {
-                    any = true;
-                    at += usize::from(self.follow(at, &mut logits));
-                }
-                None => at += 1,
+        let known = |at: usize, s: &mut Sequence| s.known_logits.take().map(|logits| (at, logits));
+        let known: Vec<_> = self.active.iter_mut().enumerate().filter_map(|(at, s)| known(at, s)).collect();
+        let outcomes: Vec<_> =
+            known.into_iter().map(|(at, mut logits)| (at, self.follow(at, &mut logits))).collect();
+        let any = !outcomes.is_empty();
+        self.hand_out();
+        for (at, outcome) in outcomes.into_iter().rev() {
+            if let Outcome::Ends(result) = outcome {
+                self.end(at, Some(result));
             }
         }
         any
@@ -316,46 +317,46 @@ impl Engine {
         work
     }
 
-    /// Moves sequences on by what a step has computed. Ends those that are done, last first, because ending one
-    /// moves those behind it.
+    /// Moves sequences on by what a step has computed. Tokens go out first: keeping a state takes time that somebody
+    /// waits for. Ends those that are done, last first, because ending one moves those behind it.
     fn advance(&mut self, work: &[Work], mut looked: Looked) {
-        for w in work.iter().rev() {
-            let sequence = &mut self.active[w.at];
-            sequence.fed = w.to;
-            if let Some(hidden) = looked.hidden.remove(&w.at) {
-                sequence.pool(&hidden, self.model.config.hidden_size);
-            }
-            if let Some(scores) = looked.scores.remove(&w.at) {
-                sequence.score(scores);
-            }
-            // The token goes out first: keeping a state takes time that somebody waits for.
-            let goes_on = looked.last.remove(&w.at).is_none_or(|mut logits| {
-                let sequence = &mut self.active[w.at];
-                sequence.prompt_logits = (w.to == sequence.prompt).then(|| logits.clone());
-                self.follow(w.at, &mut logits)
-            });
-            if goes_on {
-                self.keep_if_due(w.at);
+        let outcomes: Vec<_> = work.iter().map(|w| self.take(*w, &mut looked)).collect();
+        self.hand_out();
+        for (w, outcome) in work.iter().zip(outcomes).rev() {
+            match outcome {
+                Outcome::Goes => self.keep_if_due(w.at),
+                Outcome::Ends(result) => self.end(w.at, Some(result)),
             }
         }
     }
 
-    /// Goes on from logits. A fault in this sequence's own part of the work ends this sequence alone. False if
-    /// it has ended.
-    fn follow(&mut self, at: usize, logits: &mut [f32]) -> bool {
+    /// Takes what a step has found out about one sequence.
+    fn take(&mut self, w: Work, looked: &mut Looked) -> Outcome {
+        let sequence = &mut self.active[w.at];
+        sequence.fed = w.to;
+        if let Some(hidden) = looked.hidden.remove(&w.at) {
+            sequence.pool(&hidden, self.model.config.hidden_size);
+        }
+        if let Some(scores) = looked.scores.remove(&w.at) {
+            sequence.score(scores);
+        }
+        let Some(mut logits) = looked.last.remove(&w.at) else { return Outcome::Goes };
+        sequence.prompt_logits = (w.to == sequence.prompt).then(|| logits.clone());
+        self.follow(w.at, &mut logits)
+    }
+
+    /// Goes on from logits. A fault in this sequence's own part of the work ends this sequence alone.
+    fn follow(&mut self, at: usize, logits: &mut [f32]) -> Outcome {
         let Engine { active, metrics, .. } = self;
         let advance = AssertUnwindSafe(|| active[at].advance(logits, metrics));
-        match catch_unwind(advance) {
-            Ok(Outcome::Goes) => true,
-            Ok(Outcome::Ends(result)) => {
-                self.end(at, Some(result));
-                false
-            }
-            Err(panic) => {
-                self.end(at, Some(Err(Failure::Internal(words(panic.as_ref())))));
-                false
-            }
-        }
+        catch_unwind(advance)
+            .unwrap_or_else(|panic| Outcome::Ends(Err(Failure::Internal(words(panic.as_ref())))))
+    }
+
+    /// Hands out what a step has to say, all at once: a reader that sleeps is woken once for it, and not between the
+    /// tokens of one sequence and the next.
+    fn hand_out(&mut self) {
+        self.active.iter_mut().for_each(Sequence::hand_out);
     }
 
     /// Keeps the state where others may begin: at the end of the prompt, where sequences part, and at intervals.

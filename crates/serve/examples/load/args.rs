@@ -93,9 +93,12 @@ pub(crate) struct Burst {
     /// New tokens.
     #[arg(long, default_value_t = 32)]
     pub(crate) tokens: usize,
-    /// How long a client that was turned away waits before it comes again, in milliseconds.
+    /// Time within which the clients begin, in milliseconds; 0 for all of them at once.
     #[arg(long, default_value_t = 1000)]
-    pub(crate) pause: u64,
+    pub(crate) ramp: u64,
+    /// How long a client that was turned away waits before it comes again, in milliseconds [default: as it is told].
+    #[arg(long)]
+    pub(crate) pause: Option<u64>,
 }
 
 #[derive(Debug, clap::Args)]

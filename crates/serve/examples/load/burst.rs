@@ -26,8 +26,8 @@ struct Record {
     took: Duration,
     /// When it ended.
     at: Instant,
-    /// Whether a refusal says when to come again.
-    retry_after: bool,
+    /// When a refusal says to come again.
+    retry_after: Option<Duration>,
     tokens: u64,
 }
 
@@ -45,8 +45,8 @@ struct Plan {
 pub(crate) async fn run(server: &Server, load: &Burst) -> Result<Value> {
     let idle = server.process();
     // Untimed: the first requests touch memory for the first time.
-    clients(server, load, load.slots, load.slots * 4).await;
-    let (begun, records) = clients(server, load, load.slots, load.unloaded).await;
+    clients(server, &Burst { ramp: 0, ..*load }, load.slots, load.slots * 4).await;
+    let (begun, records) = clients(server, &Burst { ramp: 0, ..*load }, load.slots, load.unloaded).await;
     let peak = goodput(&records, begun, load.slots);
     let watch = Watch::start(server);
     let (begun, records) = clients(server, load, load.clients, load.requests).await;
@@ -68,15 +68,17 @@ async fn clients(server: &Server, load: &Burst, clients: usize, requests: usize)
     });
     let begun = Instant::now();
     let mut all = JoinSet::new();
-    for _ in 0..clients {
-        all.spawn(client(plan.clone()));
+    for number in 0..clients {
+        let begin = Duration::from_millis(load.ramp) * number as u32 / clients as u32;
+        all.spawn(client(plan.clone(), begin));
     }
     while all.join_next().await.is_some() {}
     let records = std::mem::take(&mut *plan.records.lock().await);
     (begun, records)
 }
 
-async fn client(plan: Arc<Plan>) {
+async fn client(plan: Arc<Plan>, begin: Duration) {
+    sleep(begin).await;
     let mut connection = None;
     loop {
         let number = plan.next.fetch_add(1, Ordering::Relaxed);
@@ -84,11 +86,11 @@ async fn client(plan: Arc<Plan>) {
             return;
         }
         let record = one(&plan, number, &mut connection).await;
-        let refused = record.what != "200";
+        let pause = plan.load.pause.map(Duration::from_millis).or(record.retry_after);
+        let pause = if record.what == "200" { None } else { pause };
         plan.records.lock().await.push(record);
-        if refused {
-            sleep(Duration::from_millis(plan.load.pause)).await;
-        }
+        // What is neither a refusal nor an answer is tried again at once: there should be none.
+        sleep(pause.unwrap_or_default()).await;
     }
 }
 
@@ -114,10 +116,11 @@ async fn one(plan: &Plan, number: usize, connection: &mut Option<Connection>) ->
     match reply {
         Ok(reply) => {
             let tokens = reply.json()["usage"]["completion_tokens"].as_u64().unwrap_or(0);
-            let retry_after = reply.head.header("retry-after").is_some();
+            let ms = reply.head.header("retry-after-ms").and_then(|ms| ms.parse().ok());
+            let retry_after = ms.map(Duration::from_millis);
             Record { what: reply.head.status.to_string(), took, at, retry_after, tokens }
         }
-        Err(trouble) => Record { what: trouble.to_string(), took, at, retry_after: false, tokens: 0 },
+        Err(trouble) => Record { what: trouble.to_string(), took, at, retry_after: None, tokens: 0 },
     }
 }
 
@@ -148,10 +151,11 @@ fn report(
     let others: usize = records.len() - refused.len() - served.len();
     json!({
         "clients": load.clients,
+        "ramp_ms": load.ramp,
         "requests": records.len(),
         "replies": what,
         "neither_200_nor_429_nor_503": others,
-        "refusals_without_retry_after": refused.iter().filter(|r| !r.retry_after).count(),
+        "refusals_without_retry_after": refused.iter().filter(|r| r.retry_after.is_none()).count(),
         "refusal_p50_ms": quantile(&times, 0.5),
         "refusal_p99_ms": quantile(&times, 0.99),
         "refusal_max_ms": quantile(&times, 1.0),

@@ -1,5 +1,6 @@
 //! The server against the engine alone, in turns: the same model, requests and settings.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,10 +30,11 @@ pub(crate) async fn run(server: &Server, common: &Common, load: &Overhead) -> Re
     let engine = engine(folder, load)?;
     let (mut alone, mut streamed, mut whole) = (vec![], vec![], vec![]);
     for repeat in 0..=load.repeats {
-        let asks = asks(server, load, repeat);
-        let a = rate(load, join_all(asks.iter().map(|ask| in_process(&engine, ask))).await)?;
-        let s = rate(load, join_all(asks.iter().map(|ask| over_http(server, ask, true))).await)?;
-        let w = rate(load, join_all(asks.iter().map(|ask| over_http(server, ask, false))).await)?;
+        let (asks, others) = (asks(server, load, 2 * repeat), asks(server, load, 2 * repeat + 1));
+        let address = server.address;
+        let a = rate(load, all(&asks, |ask| in_process(engine.clone(), ask)).await)?;
+        let s = rate(load, all(&asks, |ask| over_http(address, ask, true)).await)?;
+        let w = rate(load, all(&others, |ask| over_http(address, ask, false)).await)?;
         // The first time is for caches of the machine.
         if repeat > 0 {
             alone.push(a);
@@ -60,11 +62,21 @@ pub(crate) async fn run(server: &Server, common: &Common, load: &Overhead) -> Re
     }))
 }
 
-/// Every repeat asks something new, so that no cache answers.
-fn asks(server: &Server, load: &Overhead, repeat: usize) -> Vec<Ask> {
-    let one = |number: usize| {
-        let mut draws = Draws::new(server.seed, (7_000_000 + 1000 * repeat + number) as u64);
-        Ask::new(draws.tokens(load.prompt, server.vocab), load.tokens, number as u64)
+/// All requests at once, as tasks of the runtime's one thread, in the manner of a server.
+async fn all<F>(asks: &[Ask], one: impl Fn(Ask) -> F) -> Vec<Result<Span>>
+where
+    F: Future<Output = Result<Span>> + Send + 'static,
+{
+    let tasks: Vec<_> = asks.iter().map(|ask| tokio::spawn(one(ask.clone()))).collect();
+    let ends = join_all(tasks).await;
+    ends.into_iter().map(|end| end.map_err(|e| e.to_string()).flatten()).collect()
+}
+
+/// Every number asks something new, so that no cache of one server answers.
+fn asks(server: &Server, load: &Overhead, number: usize) -> Vec<Ask> {
+    let one = |stream: usize| {
+        let mut draws = Draws::new(server.seed, (7_000_000 + 1000 * number + stream) as u64);
+        Ask::new(draws.tokens(load.prompt, server.vocab), load.tokens, stream as u64)
     };
     (0..load.streams).map(one).collect()
 }
@@ -84,10 +96,10 @@ fn engine(folder: &Path, load: &Overhead) -> Result<Handle> {
     Engine::start(model, tokenizer, settings).map(|(handle, _)| handle).map_err(|e| e.to_string())
 }
 
-async fn in_process(engine: &Handle, ask: &Ask) -> Result<Span> {
+async fn in_process(engine: Handle, ask: Ask) -> Result<Span> {
     let begun = Instant::now();
     let sampler = SamplerConfig { temperature: 1.0, seed: ask.seed, ..SamplerConfig::greedy() };
-    let request = Request::new(ask.prompt.clone(), ask.tokens, sampler);
+    let request = Request::new(ask.prompt, ask.tokens, sampler);
     let permit = engine.admit().map_err(|e| e.to_string())?;
     let mut answer = engine.submit(permit, request).map_err(|e| e.to_string())?;
     let mut first = None;
@@ -103,13 +115,13 @@ async fn in_process(engine: &Handle, ask: &Ask) -> Result<Span> {
 }
 
 /// The client does no more than it must: it shares its cores with the server.
-async fn over_http(server: &Server, ask: &Ask, stream: bool) -> Result<Span> {
+async fn over_http(address: SocketAddr, ask: Ask, stream: bool) -> Result<Span> {
     let body = json!({"prompt": ask.prompt, "max_tokens": ask.tokens, "ignore_eos": true, "temperature": 1.0,
         "seed": ask.seed, "stream": stream});
     let bytes = crate::http::request("POST", "/v1/completions", Some(body.to_string().as_bytes()));
     let begun = Instant::now();
     let talk = async {
-        let mut connection = Connection::open(server.address).await?;
+        let mut connection = Connection::open(address).await?;
         connection.send(&bytes).await?;
         let head = connection.head().await?;
         let mut first = None;

@@ -1,5 +1,7 @@
 //! What is said when a request cannot be answered, in the shapes of OpenAI and Anthropic.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -7,6 +9,9 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::engine::{Failure, Refusal};
+
+/// When to try again if the server is going away, or its queue does not move.
+const AWAY: Duration = Duration::from_secs(5);
 
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,8 +21,8 @@ pub(crate) struct ApiError {
     /// The field that is at fault.
     pub(crate) param: Option<String>,
     pub(crate) code: Option<&'static str>,
-    /// When to try again, in seconds.
-    pub(crate) retry_after: Option<u64>,
+    /// When to try again.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// An error in OpenAI's shape.
@@ -104,9 +109,9 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, message)
     }
 
-    fn unavailable(message: impl Into<String>, code: &'static str, retry_after: u64) -> Self {
+    fn unavailable(message: impl Into<String>, code: &'static str) -> Self {
         let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, message);
-        ApiError { code: Some(code), retry_after: Some(retry_after), ..error }
+        ApiError { code: Some(code), retry_after: Some(AWAY), ..error }
     }
 
     /// A refusal of the engine about the field that holds the prompt.
@@ -118,7 +123,7 @@ impl ApiError {
                 retry_after: Some(*retry_after),
                 ..Self::new(StatusCode::TOO_MANY_REQUESTS, message)
             },
-            Refusal::ShuttingDown => Self::unavailable(message, "shutting_down", 5),
+            Refusal::ShuttingDown => Self::unavailable(message, "shutting_down"),
             Refusal::TooLong { .. } => {
                 ApiError { code: Some("context_length_exceeded"), ..Self::invalid(prompt, message) }
             }
@@ -175,8 +180,12 @@ impl ApiError {
 
     fn respond(&self, mut response: Response) -> Response {
         *response.status_mut() = self.status;
-        if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        if let Some(time) = self.retry_after {
+            let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            let headers = response.headers_mut();
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(ms.div_ceil(1000)));
+            // OpenAI's and Anthropic's clients take this one, if it is there.
+            headers.insert("retry-after-ms", HeaderValue::from(ms));
         }
         response
     }
@@ -197,8 +206,8 @@ impl From<Failure> for ApiError {
             Failure::Internal(_) | Failure::Sampling(_) => Self::internal(message),
             // Which grammars end here depends on what was asked for.
             Failure::Constraint(_) => ApiError { code: Some("grammar_failed"), ..Self::bad(message) },
-            Failure::QueueTimeout => Self::unavailable(message, "queue_timeout", 5),
-            Failure::ShuttingDown => Self::unavailable(message, "shutting_down", 5),
+            Failure::QueueTimeout => Self::unavailable(message, "queue_timeout"),
+            Failure::ShuttingDown => Self::unavailable(message, "shutting_down"),
             Failure::RequestTimeout | Failure::Stalled => {
                 ApiError { code: Some("timeout"), ..Self::new(StatusCode::GATEWAY_TIMEOUT, message) }
             }
@@ -223,9 +232,11 @@ mod tests {
 
     #[test]
     fn statuses_say_what_a_client_may_do() {
-        let busy = ApiError::refused(&Refusal::Busy { retry_after: 3 }, "prompt").into_response();
+        let retry_after = Duration::from_millis(2301);
+        let busy = ApiError::refused(&Refusal::Busy { retry_after }, "prompt").into_response();
         assert_eq!(busy.status(), 429);
         assert_eq!(busy.headers()["retry-after"], "3");
+        assert_eq!(busy.headers()["retry-after-ms"], "2301");
         let long = ApiError::refused(&Refusal::TooLong { tokens: 9, context: 8 }, "messages");
         assert_eq!((long.status.as_u16(), long.code), (400, Some("context_length_exceeded")));
         assert_eq!(long.param.as_deref(), Some("messages"));

@@ -228,7 +228,7 @@ fn add_headers(headers: &mut HeaderMap, id: &str, origin: Option<&HeaderValue>) 
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
         headers.insert(
             header::ACCESS_CONTROL_EXPOSE_HEADERS,
-            HeaderValue::from_static("x-request-id, retry-after"),
+            HeaderValue::from_static("x-request-id, retry-after, retry-after-ms"),
         );
     }
 }

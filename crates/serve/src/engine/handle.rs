@@ -16,6 +16,9 @@ use super::saved::{Saved, SavedError};
 use super::sequence::EVENTS_PER_STEP;
 use crate::metrics::Metrics;
 
+/// Clients obey no longer time than this one, in seconds, and take one of their own instead.
+const LONGEST_RETRY: f64 = 60.0;
+
 /// What the engine may use. Results do not depend on it.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -274,11 +277,12 @@ impl Handle {
         }
     }
 
-    /// Says when to come back: after about the time that requests have taken lately to get through the queue.
+    /// Says when to come back: after the time that requests have taken lately to get through the queue, up to twice of
+    /// it. All that are turned away at one moment would come again at one moment, so each is told another time.
     fn busy(&self) -> Refusal {
-        self.shared.metrics.refused.inc();
-        let seconds = self.shared.metrics.seconds_to_drain();
-        Refusal::Busy { retry_after: (seconds.ceil() as u64).clamp(1, 60) }
+        let number = self.shared.metrics.refused.inc();
+        let seconds = self.shared.metrics.seconds_to_drain().clamp(1.0, LONGEST_RETRY / 2.0);
+        Refusal::Busy { retry_after: Duration::from_secs_f64(seconds * (1.0 + spread(number))) }
     }
 
     /// The longest cached beginning of `tokens` under `salt`, if there is one.
@@ -320,6 +324,12 @@ impl Handle {
         // If it has ended already there is nothing to break off.
         let _ = self.shared.commands.send(Command::Stop);
     }
+}
+
+/// A place in `0.0 .. 1.0` for each number, any number of successive ones evenly apart.
+fn spread(number: u64) -> f64 {
+    // The golden ratio is the one that fractions come least close to.
+    (number as f64 * 0.618_033_988_749_894_9).fract()
 }
 
 /// A sampler that knows the prompt.

@@ -180,10 +180,10 @@ pub enum Failure {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// Too many wait already.
-    #[error("too many requests are waiting; try again in {retry_after} s")]
+    #[error("too many requests are waiting; try again in {:.1} s", retry_after.as_secs_f64())]
     Busy {
-        /// When to try again, in seconds.
-        retry_after: u64,
+        /// When to try again.
+        retry_after: Duration,
     },
     /// The server is going away.
     #[error("the server is shutting down")]

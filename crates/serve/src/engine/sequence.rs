@@ -41,6 +41,8 @@ pub(crate) struct Sequence {
     /// Sum of the hidden states of the prompt.
     pool: Vec<f64>,
     events: mpsc::Sender<Event>,
+    /// Events that have not been handed out.
+    said: Vec<Event>,
     /// Since when nobody reads.
     blocked: Option<Instant>,
     /// Room for events when a parked sequence was last looked at.
@@ -83,6 +85,7 @@ impl Sequence {
             scores,
             pool: vec![],
             events,
+            said: vec![],
             blocked: None,
             room: 0,
             arrived: since,
@@ -199,7 +202,7 @@ impl Sequence {
         }
     }
 
-    /// Goes on from the logits that follow all tokens.
+    /// Goes on from the logits that follow all tokens. What there is to say waits for [`Sequence::hand_out`].
     pub(crate) fn advance(&mut self, logits: &mut [f32], metrics: &Metrics) -> Outcome {
         let now = Instant::now();
         if self.first.is_none() {
@@ -212,7 +215,7 @@ impl Sequence {
             Err(failure) => Outcome::Ends(Err(failure)),
             Ok((token, finish)) => {
                 self.time(now, metrics);
-                self.send(Event::Token(token));
+                self.said.push(Event::Token(token));
                 finish.map_or(Outcome::Goes, |finish| Outcome::Ends(Ok(finish)))
             }
         }
@@ -221,12 +224,12 @@ impl Sequence {
     fn begin_answer(&mut self) {
         if self.request.score.is_some() {
             let scores = std::mem::take(&mut self.scores);
-            self.send(Event::Prompt(scores));
+            self.said.push(Event::Prompt(scores));
         }
         if self.request.pool {
             let n = self.prompt as f64;
             let mean = self.pool.iter().map(|sum| (sum / n) as f32).collect();
-            self.send(Event::Pooled(mean));
+            self.said.push(Event::Pooled(mean));
         }
     }
 
@@ -302,7 +305,8 @@ impl Sequence {
         if self.first.is_some() {
             metrics.decode_time.observe(usage.decode.as_secs_f64());
         }
-        self.send(event);
+        self.said.push(event);
+        self.hand_out();
     }
 
     /// Notes that nobody waited for the end.
@@ -322,9 +326,12 @@ impl Sequence {
         }
     }
 
-    /// There is room, see [`Sequence::is_read`]; and whoever has gone is noticed before the next step.
-    fn send(&mut self, event: Event) {
-        let _ = self.events.try_send(event);
+    /// Hands out what was said. There is room, see [`Sequence::is_read`]; and whoever has gone is noticed before the
+    /// next step.
+    pub(crate) fn hand_out(&mut self) {
+        for event in self.said.drain(..) {
+            let _ = self.events.try_send(event);
+        }
     }
 }
 

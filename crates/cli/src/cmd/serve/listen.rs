@@ -1,6 +1,7 @@
 //! Where to listen and to whom, as typed.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -114,9 +115,9 @@ pub(crate) struct ConnectionArgs {
     /// How long requests under way may go on after Ctrl-C or SIGTERM.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = parse_seconds)]
     grace: Duration,
-    /// Threads for connections; the model has its own.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
-    http_threads: u8,
+    /// Threads for connections; the model has its own [default: one for every four cores].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=64))]
+    http_threads: Option<u8>,
 }
 
 fn parse_header_bytes(text: &str) -> Result<u64, String> {
@@ -150,7 +151,9 @@ impl ConnectionArgs {
         }
     }
 
+    /// Few, for each one that runs takes a core from the model, and the rest of the model waits for that one.
     pub(super) fn http_threads(&self) -> usize {
-        self.http_threads.into()
+        let cores = || std::thread::available_parallelism().map_or(1, NonZero::get);
+        self.http_threads.map_or_else(|| cores().div_ceil(4).min(8), usize::from)
     }
 }
