@@ -3,6 +3,8 @@
 //! A vector holds sums for the 16 rows of a block and one token, so nothing is added up across lanes. Sums of
 //! a group are integers; the groups follow one another in order for every token, whatever the tile.
 
+use std::hint::black_box;
+
 use half::f16;
 
 use super::int::{IntOp, IntTier};
@@ -20,12 +22,9 @@ const PASS: usize = 16;
 const TOKEN_BLOCK: usize = 128;
 /// Most rows of weights per chunk of many tokens.
 const ROW_BLOCK: usize = 64;
-/// Fewer tokens than this go by vectors where there are tiles too. Unpacking 4 bits costs vectors the more, the more
-/// tokens wait for it.
-#[cfg(target_arch = "x86_64")]
-fn few(dtype: Dtype) -> usize {
-    if dtype == Dtype::Q4 { 5 } else { 9 }
-}
+/// So many tokens, at most, meet each line of weights in registers, where it comes once for all of them: with two sums
+/// for each they are as many as 32 registers hold. They go so where there are tiles too.
+const FEW: usize = 8;
 /// Row blocks that one token meets side by side: the processor fetches ahead a bounded number of lines of each stream
 /// that it follows, and one stream is not enough to keep memory busy.
 const STREAMS: usize = 4;
@@ -37,7 +36,7 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
     linear::check(y.len(), &a);
     assert!(a.o.is_multiple_of(ROWS), "a block of quantised rows crosses groups");
     #[cfg(target_arch = "x86_64")]
-    if let Some(amx) = cpu.isa.amx().filter(|_| a.t >= few(a.w.dtype())) {
+    if let Some(amx) = cpu.isa.amx().filter(|_| a.t > FEW) {
         return tile_quant::linear(cpu, amx, y, &a);
     }
     let width = a.groups * a.i;
@@ -161,8 +160,8 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
     let threads = cpu.pool.threads();
     let chunks = (4 * threads).div_ceil(a.groups * a.t.div_ceil(tokens).max(1));
     let even = if threads == 1 { a.o } else { (a.o / ROWS).div_ceil(chunks) * ROWS };
-    // One token reads each weight once, so its chunks may be as large as they like.
-    let most = if a.t == 1 { even } else { ROW_BLOCK };
+    // Few tokens read each weight once, so their chunks may be as large as they like.
+    let most = if a.t <= FEW { even } else { ROW_BLOCK };
     (tokens, even.min(most).max(ROWS))
 }
 
@@ -190,14 +189,15 @@ impl<const Q4: bool> IntOp for Forward<'_, Q4> {
         let blocks = self.y.width / ROWS;
         let mut block = 0;
         while block < blocks {
-            if self.y.rows > 1 {
+            let side_by_side = block + STREAMS <= blocks;
+            if self.y.rows > 1 && !(S::F::WIDE && self.y.rows <= FEW) {
                 self.tokens::<S>(block);
                 block += 1;
-            } else if block + STREAMS <= blocks {
-                self.token::<S, STREAMS>(block);
+            } else if side_by_side {
+                self.streams::<S, STREAMS>(block);
                 block += STREAMS;
             } else {
-                self.token::<S, 1>(block);
+                self.streams::<S, 1>(block);
                 block += 1;
             }
         }
@@ -235,6 +235,21 @@ impl<const Q4: bool> Forward<'_, Q4> {
         q.as_chunks().0.first_chunk().expect("16 times 4")
     }
 
+    /// Few tokens and `B` row blocks, whose lines come straight from memory.
+    #[inline(always)]
+    fn streams<S: IntTier, const B: usize>(&mut self, block: usize) {
+        match self.y.rows {
+            2 => self.few::<S, 2, B>(block),
+            3 => self.few::<S, 3, B>(block),
+            4 => self.few::<S, 4, B>(block),
+            5 => self.few::<S, 5, B>(block),
+            6 => self.few::<S, 6, B>(block),
+            7 => self.few::<S, 7, B>(block),
+            FEW => self.few::<S, FEW, B>(block),
+            _ => self.token::<S, B>(block),
+        }
+    }
+
     /// One token and `B` row blocks, whose lines come straight from memory.
     #[inline(always)]
     fn token<S: IntTier, const B: usize>(&mut self, block: usize) {
@@ -251,13 +266,19 @@ impl<const Q4: bool> Forward<'_, Q4> {
         }
     }
 
-    /// The integer sums of a row block and group for the first token. Asks for the weights [`AHEAD`]; behind the end of
-    /// the row block its stream goes on with the `B`-th next one, for those between have streams of their own.
+    /// How far ahead of group `g` to ask for weights: [`AHEAD`]; behind the end of the row block its stream goes on with
+    /// the `B`-th next one, for those between have streams of their own.
+    #[inline(always)]
+    fn ahead<const B: usize>(&self, g: usize) -> usize {
+        let skipped = if g + AHEAD / Self::BYTES < self.groups { 0 } else { B - 1 };
+        AHEAD + skipped * self.groups * Self::BYTES
+    }
+
+    /// The integer sums of a row block and group for the first token.
     #[inline(always)]
     fn group<S: IntTier, const B: usize>(&self, block: usize, g: usize) -> S::I {
         let (w, x) = (self.block(block, g), self.fours(0, g));
-        let skipped = if g + AHEAD / Self::BYTES < self.groups { 0 } else { B - 1 };
-        let ahead = AHEAD + skipped * self.groups * Self::BYTES;
+        let ahead = self.ahead::<B>(g);
         // Two sums, so that products need not wait for one another.
         let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
         if Q4 {
@@ -278,6 +299,69 @@ impl<const Q4: bool> Forward<'_, Q4> {
             }
         }
         S::add(even, odd)
+    }
+
+    /// `T` tokens and `B` row blocks, whose lines come straight from memory.
+    #[inline(always)]
+    fn few<S: IntTier, const T: usize, const B: usize>(&mut self, block: usize) {
+        let mut acc = [[V::<S::F>::zero(); T]; B];
+        for g in 0..self.groups {
+            let mut x_scales = [V::zero(); T];
+            for c in 0..T {
+                x_scales[c] = V::splat(self.x.scales[c * (self.x.width / GROUP) + g]);
+            }
+            for b in 0..B {
+                let sum = self.sums::<S, T, B>(block + b, g);
+                let scale = self.scale::<S>(block + b, g);
+                for c in 0..T {
+                    acc[b][c] = V::wrap(S::float(sum[c])).fma(scale * x_scales[c], acc[b][c]);
+                }
+            }
+        }
+        for b in 0..B {
+            for c in 0..T {
+                acc[b][c].store(&mut self.y.row_mut(c)[(block + b) * ROWS..]);
+            }
+        }
+    }
+
+    /// The integer sums of a row block and group for the first `T` tokens.
+    #[inline(always)]
+    fn sums<S: IntTier, const T: usize, const B: usize>(&self, block: usize, g: usize) -> [S::I; T] {
+        let w = self.block(block, g);
+        let ahead = self.ahead::<B>(g);
+        let mut x = [&[[0; 4]; LINES]; T];
+        // Two sums each, so that products need not wait for one another.
+        let (mut even, mut odd) = ([S::start(0); T], [S::start(0); T]);
+        for c in 0..T {
+            x[c] = self.fours(c, g);
+            even[c] = S::start(self.x.starts[c * (self.x.width / GROUP) + g]);
+        }
+        // Were the length known to the compiler it would unroll the loop, and spread activations over the stack.
+        for j in 0..black_box(LINES / 2) {
+            let k = 2 * j % LINES;
+            let (low, high) = if Q4 {
+                S::prefetch(&w[k / 2], ahead);
+                S::lines4(&w[k / 2])
+            } else {
+                S::prefetch(&w[k], ahead);
+                S::prefetch(&w[k + 1], ahead);
+                (S::line8(&w[k]), S::line8(&w[k + 1]))
+            };
+            for c in 0..T {
+                if Q4 {
+                    even[c] = S::dot4(even[c], low, x[c][k]);
+                    odd[c] = S::dot4(odd[c], high, x[c][k + 1]);
+                } else {
+                    even[c] = S::dot8(even[c], low, x[c][k]);
+                    odd[c] = S::dot8(odd[c], high, x[c][k + 1]);
+                }
+            }
+        }
+        for c in 0..T {
+            even[c] = S::add(even[c], odd[c]);
+        }
+        even
     }
 
     /// Many tokens: some groups at a time for all of them.
