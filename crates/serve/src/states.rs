@@ -10,7 +10,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
@@ -22,6 +22,12 @@ use crate::engine::{Salt, Saved, SavedError};
 const FORMAT: &str = "zamba-state";
 const VERSION: &str = "1";
 const ENDING: &str = "safetensors";
+
+/// What the names of files begin with that are not whole yet.
+const UNFINISHED: &str = ".writing-";
+
+/// Age from which on an unfinished file has no writer any more. Another process may be writing to the same folder.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Longest name of a state.
 const NAME_LEN: usize = 64;
@@ -100,12 +106,14 @@ fn failed(what: &'static str) -> impl Fn(io::Error) -> StatesError {
 }
 
 impl States {
-    /// States in `folder`, which is made if it is not there, of the model whose weights have the hash `model`.
+    /// States in `folder`, which is made if it is not there, of the model whose weights have the hash `model`. What
+    /// a process left unfinished that was killed an hour ago or longer is removed.
     ///
     /// # Errors
     /// If the folder cannot be made.
     pub fn open(folder: &Path, model: String, most_bytes: u64) -> Result<Self, StatesError> {
         fs::create_dir_all(folder).map_err(failed("make a folder for"))?;
+        remove_abandoned(folder)?;
         Ok(States { folder: folder.to_owned(), model, most_bytes, writing: Mutex::new(()) })
     }
 
@@ -124,7 +132,7 @@ impl States {
         }
         let folder = self.folder_of(owner);
         fs::create_dir_all(&folder).map_err(failed("make a folder for"))?;
-        let temporary = tempfile::Builder::new().prefix(".writing-").tempfile_in(&folder);
+        let temporary = tempfile::Builder::new().prefix(UNFINISHED).tempfile_in(&folder);
         let temporary = temporary.map_err(failed("write"))?;
         self.write(saved, temporary.path()).map_err(failed("write"))?;
         temporary.as_file().sync_all().map_err(failed("write"))?;
@@ -234,13 +242,7 @@ impl States {
 
     /// Bytes of the files of all owners.
     fn used(&self) -> Result<u64, StatesError> {
-        let mut sum = 0;
-        let folders = fs::read_dir(&self.folder).map_err(failed("list"))?;
-        for folder in folders {
-            let folder = folder.map_err(failed("list"))?.path();
-            sum += files(&folder)?.iter().map(|(_, about)| about.len()).sum::<u64>();
-        }
-        Ok(sum)
+        Ok(all_files(&self.folder)?.iter().map(|(_, about)| about.len()).sum())
     }
 
     fn folder_of(&self, owner: &Salt) -> PathBuf {
@@ -253,6 +255,27 @@ impl States {
         let good = (1..=NAME_LEN).contains(&name.len()) && !name.starts_with('.') && name.bytes().all(sane);
         if good { Ok(self.folder_of(owner).join(format!("{name}.{ENDING}"))) } else { Err(StatesError::Name) }
     }
+}
+
+fn remove_abandoned(folder: &Path) -> Result<(), StatesError> {
+    for (path, about) in all_files(folder)? {
+        let unfinished =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(UNFINISHED.as_bytes()));
+        let age = about.modified().ok().and_then(|time| SystemTime::now().duration_since(time).ok());
+        if unfinished && age.is_some_and(|age| age > ABANDONED) {
+            fs::remove_file(&path).map_err(failed("remove what is left of"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Plain files of the folders of all owners.
+fn all_files(folder: &Path) -> Result<Vec<(PathBuf, fs::Metadata)>, StatesError> {
+    let mut all = vec![];
+    for owner in fs::read_dir(folder).map_err(failed("list"))? {
+        all.extend(files(&owner.map_err(failed("list"))?.path())?);
+    }
+    Ok(all)
 }
 
 /// Plain files of a folder; none if it is not there.
@@ -333,6 +356,26 @@ mod tests {
         assert!(matches!(other.load(&owner("a"), "talk-1"), Err(StatesError::Model(_))));
         states.delete(&owner("a"), "talk-1").unwrap();
         assert!(matches!(states.load(&owner("a"), "talk-1"), Err(StatesError::Missing(_))));
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let states = open(dir.path());
+        states.save(&owner("a"), "whole", &saved()).unwrap();
+        let folder = states.folder_of(&owner("a"));
+        let old = SystemTime::now() - 2 * ABANDONED;
+        for (name, time) in [(".writing-old", old), (".writing-new", SystemTime::now())] {
+            let file = File::create(folder.join(name)).unwrap();
+            file.set_modified(time).unwrap();
+        }
+        File::open(folder.join("whole.safetensors")).unwrap().set_modified(old).unwrap();
+        let states = open(dir.path());
+        assert_eq!(
+            (folder.join(".writing-old").exists(), folder.join(".writing-new").exists()),
+            (false, true)
+        );
+        assert_eq!(states.load(&owner("a"), "whole").unwrap(), saved());
     }
 
     #[test]

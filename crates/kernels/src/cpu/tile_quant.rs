@@ -21,7 +21,7 @@ use crate::{Buf, Dtype, Linear};
 const PASS: usize = 4;
 /// Row blocks per panel.
 const BLOCKS: usize = 4;
-/// Tokens of a small tile, for calls that have no more.
+/// Tokens of a small tile, for chunks that have no more.
 const SMALL: usize = 8;
 /// Most tokens per chunk.
 const TOKENS: usize = 512;
