@@ -162,7 +162,8 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
 /// Checks that each token gets the same bits whole, in pieces, and among others.
 pub(super) fn check_cutting(dev: &dyn Device) -> Result<(), String> {
     const TOKENS: usize = 70;
-    const PIECES: [&[usize]; 5] = [&[1; TOKENS], &[12, 58], &[8, 4, 1, 2, 3, 52], &[69, 1], &[7, 5, 6, 52]];
+    const PIECES: [&[usize]; 6] =
+        [&[1; TOKENS], &[12, 58], &[8, 4, 1, 2, 3, 52], &[69, 1], &[16, 32, 22], &[7, 5, 6, 52]];
     for dtype in [Dtype::Q8, Dtype::Q4] {
         let mut rng = Rng::new("cutting quantised rows");
         let case = QuantCase {
