@@ -25,7 +25,7 @@ const ROW_BLOCK: usize = 64;
 /// So many tokens, at most, meet each line of weights in registers, where it comes once for all of them: with two sums
 /// for each they are as many as 32 registers hold. They go so where there are tiles too.
 const FEW: usize = 8;
-/// Row blocks that one token meets side by side: the processor fetches ahead a bounded number of lines of each stream
+/// Row blocks that few tokens meet side by side: the processor fetches ahead a bounded number of lines of each stream
 /// that it follows, and one stream is not enough to keep memory busy.
 const STREAMS: usize = 4;
 /// Bytes from the weights in use to those that are asked for from memory.
@@ -189,11 +189,10 @@ impl<const Q4: bool> IntOp for Forward<'_, Q4> {
         let blocks = self.y.width / ROWS;
         let mut block = 0;
         while block < blocks {
-            let side_by_side = block + STREAMS <= blocks;
             if self.y.rows > 1 && !(S::F::WIDE && self.y.rows <= FEW) {
                 self.tokens::<S>(block);
                 block += 1;
-            } else if side_by_side {
+            } else if block + STREAMS <= blocks {
                 self.streams::<S, STREAMS>(block);
                 block += STREAMS;
             } else {

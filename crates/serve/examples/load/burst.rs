@@ -116,8 +116,9 @@ async fn one(plan: &Plan, number: usize, connection: &mut Option<Connection>) ->
     match reply {
         Ok(reply) => {
             let tokens = reply.json()["usage"]["completion_tokens"].as_u64().unwrap_or(0);
-            let ms = reply.head.header("retry-after-ms").and_then(|ms| ms.parse().ok());
-            let retry_after = ms.map(Duration::from_millis);
+            let header = |name| reply.head.header(name)?.parse().ok();
+            // Clients know one or the other, so both have to be there.
+            let retry_after = header("retry-after").and(header("retry-after-ms")).map(Duration::from_millis);
             Record { what: reply.head.status.to_string(), took, at, retry_after, tokens }
         }
         Err(trouble) => Record { what: trouble.to_string(), took, at, retry_after: None, tokens: 0 },
