@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use crate::Result;
 use crate::args::Disconnects;
 use crate::ask::{self, Ask, Outcome, Streamed};
-use crate::http::{Connection, Trouble};
+use crate::http::Connection;
 use crate::numbers::{Draws, ms};
 use crate::server::Server;
 
@@ -150,20 +150,35 @@ async fn leave(to: SocketAddr, mut draws: Draws, vocab: u32, early: &AtomicUsize
 }
 
 /// Reads so many bytes of an answer.
-async fn read_some(connection: &mut Connection, mut bytes: usize, early: &AtomicUsize) -> Result {
-    while bytes > 0 {
-        match connection.raw(bytes).await {
-            // A whole answer, refusals among them, can be shorter.
-            Ok(0) => break,
-            Ok(count) => bytes -= count,
-            Err(Trouble::Cut(_)) => break,
+async fn read_some(connection: &mut Connection, most: usize, early: &AtomicUsize) -> Result {
+    let mut read = vec![];
+    while read.len() < most {
+        // A whole answer, refusals among them, can be shorter; its connection would stay open for the next request.
+        if whole(&read) {
+            early.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        }
+        match connection.raw_bytes(most - read.len()).await {
+            Ok(bytes) if bytes.is_empty() => {
+                return Err(format!("the server ended an answer after {} bytes", read.len()));
+            }
+            Ok(bytes) => read.extend(bytes),
             Err(trouble) => return Err(trouble.to_string()),
         }
     }
-    if bytes > 0 {
-        early.fetch_add(1, Ordering::Relaxed);
-    }
     Ok(())
+}
+
+/// Whether an answer has come to its end.
+fn whole(answer: &[u8]) -> bool {
+    let Some(at) = answer.windows(4).position(|w| w == b"\r\n\r\n") else { return false };
+    let (head, body) = answer.split_at(at + 4);
+    let head = String::from_utf8_lossy(head).to_ascii_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")?.parse::<usize>().ok());
+    match length {
+        Some(length) => body.len() >= length,
+        None => body.ends_with(b"\r\n0\r\n\r\n"),
+    }
 }
 
 /// Tokens that are made while nobody asks.
