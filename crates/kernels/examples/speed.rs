@@ -1,7 +1,7 @@
 //! Speed of the kernels that carry a model, beside the peak of this machine.
 //!
-//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [PART]]]`, where PART is one of
-//! linear, quant, scan, attention and others.
+//! `cargo run --release -p zamba-kernels --example speed [-- ISA [THREADS [PART [TOKENS]]]]`, where PART is one
+//! of linear, quant, scan, attention and others; TOKENS chooses among the cases of quant.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -334,7 +334,9 @@ fn main() {
     println!("{}", dev.name());
     limits(dev);
     if wanted("quant") {
-        for (t, o) in [(1, 14848), (2, 14848), (4, 14848), (6, 14848), (8, 14848), (16, 14848), (512, 4096)] {
+        let tokens = args.get(3).map(|n| n.parse::<usize>().expect("tokens are a number"));
+        for t in [1, 2, 4, 6, 8, 16, 512].into_iter().filter(|t| tokens.is_none_or(|only| only == *t)) {
+            let o = 14848;
             for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
                 quantised(dev, dtype, t, 3712, o);
             }

@@ -25,6 +25,8 @@ pub(super) const SIDE: usize = 16;
 pub(super) const STEP: usize = 32;
 /// Elements of int8 along the sum that one step takes.
 pub(super) const STEP_I8: usize = 64;
+/// A whole tile of bytes: 16 rows of A, or four columns each of 16 rows of weights as B.
+pub(super) type TileI8 = [[i8; STEP_I8]; SIDE];
 
 /// Proof that tiles of bf16 and int8 may be used, together with AVX-512 F, BW, DQ, VL, BF16 and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,8 +85,6 @@ fn may_use_tiles() -> bool {
 /// 7 are B.
 pub(super) struct Tiles {
     columns: usize,
-    /// Of tiles A and C.
-    rows: usize,
     /// The configuration belongs to the thread.
     thread: PhantomData<*const ()>,
 }
@@ -104,28 +104,19 @@ impl Tiles {
     ///
     /// # Panics
     /// If there are no columns, or more than [`SIDE`].
-    pub(super) fn new(amx: Amx, columns: usize) -> Tiles {
-        Tiles::with_rows(amx, columns, SIDE)
-    }
-
-    /// As [`Tiles::new`], with tiles A and C of `rows` rows.
-    ///
-    /// # Panics
-    /// If there are no rows or columns, or more than [`SIDE`].
-    pub(super) fn with_rows(_: Amx, columns: usize, rows: usize) -> Tiles {
+    pub(super) fn new(_: Amx, columns: usize) -> Tiles {
         assert!((1..=SIDE).contains(&columns), "{columns} columns in a tile");
-        assert!((1..=SIDE).contains(&rows), "{rows} rows in a tile");
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], bytes_per_row: [0; 16], rows: [0; 16] };
         for tile in 0..8 {
             let is_a = tile == 4 || tile == 5;
             config.bytes_per_row[tile] = if is_a { 64 } else { 4 * columns as u16 };
-            config.rows[tile] = if tile < 6 { rows as u8 } else { SIDE as u8 };
+            config.rows[tile] = SIDE as u8;
         }
         // SAFETY: `Amx` says that the instruction exists; it reads the 64 bytes of `config`, which the assembly
         // is not told to leave alone, so they are in memory by then.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack)) };
-        Tiles { columns, rows, thread: PhantomData }
+        Tiles { columns, thread: PhantomData }
     }
 }
 
@@ -482,43 +473,49 @@ impl Tiles {
         unsafe { self.raw_bf16::<M, N>(c, start, a, b, steps, ahead) }
     }
 
-    /// One step of signed A, whose rows are `stride` apart, times signed B: exact sums of [`STEP_I8`] products, in as
-    /// many rows of C as the tiles have.
-    /// Calls with `ODD` and without use different tiles, so that they need not wait for one another.
+    /// Two tiles of signed A, each times two tiles of signed B: exact sums of [`STEP_I8`] products. `c[j][i]` is
+    /// `a[i]` times `b[j][i]`. Four products are under way at once, so that none waits for the one before it.
     ///
     /// # Panics
-    /// If A is too short or the tiles are not whole.
+    /// If the tiles have less than 16 columns.
     #[inline(always)]
-    pub(super) fn group_i8<const ODD: bool>(
+    pub(super) fn square_i8(
         &self,
-        c: &mut [[i32; SIDE]; SIDE],
-        a: &[i8],
-        stride: usize,
-        b: &[u8; SIDE * 64],
+        c: [&mut [[[i32; SIDE]; SIDE]; 2]; 2],
+        a: &[TileI8; 2],
+        b: [&[TileI8; 2]; 2],
     ) {
-        assert!(self.columns == SIDE && (self.rows - 1) * stride + STEP_I8 <= a.len(), "tile of A");
-        let (c, a, b) = (c.as_mut_ptr(), a.as_ptr(), b.as_ptr());
-        macro_rules! step {
-            ($c:literal, $a:literal, $b:literal) => {
-                asm!(
-                    concat!("tilezero tmm", $c),
-                    concat!("tileloadd tmm", $b, ", [{b} + {row}]"),
-                    concat!("tileloadd tmm", $a, ", [{a} + {stride}]"),
-                    concat!("tdpbssd tmm", $c, ", tmm", $a, ", tmm", $b),
-                    concat!("tilestored [{c} + {row}], tmm", $c),
-                    a = in(reg) a, b = in(reg) b, c = in(reg) c, stride = in(reg) stride, row = in(reg) 64usize,
-                    options(nostack),
-                )
-            };
-        }
-        // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted. Rows of A lie in its
-        // slice as asserted; B and C are whole tiles.
+        assert!(self.columns == SIDE, "{} columns in a tile", self.columns);
+        let [c0, c1] = c;
+        // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted; A, B and C are whole tiles.
         unsafe {
-            if ODD {
-                step!("1", "5", "7");
-            } else {
-                step!("0", "4", "6");
-            }
+            asm!(
+                "tileloadd tmm4, [{a} + {row}]",
+                "tileloadd tmm6, [{b0} + {row}]",
+                "tilezero tmm0",
+                "tdpbssd tmm0, tmm4, tmm6",
+                "tileloadd tmm7, [{b1} + {row}]",
+                "tilezero tmm1",
+                "tdpbssd tmm1, tmm4, tmm7",
+                "tileloadd tmm5, [{a} + {row} + 1024]",
+                "tileloadd tmm6, [{b0} + {row} + 1024]",
+                "tilezero tmm2",
+                "tdpbssd tmm2, tmm5, tmm6",
+                "tileloadd tmm7, [{b1} + {row} + 1024]",
+                "tilezero tmm3",
+                "tdpbssd tmm3, tmm5, tmm7",
+                "tilestored [{c0} + {row}], tmm0",
+                "tilestored [{c1} + {row}], tmm1",
+                "tilestored [{c0} + {row} + 1024], tmm2",
+                "tilestored [{c1} + {row} + 1024], tmm3",
+                a = in(reg) a.as_ptr(),
+                b0 = in(reg) b[0].as_ptr(),
+                b1 = in(reg) b[1].as_ptr(),
+                c0 = in(reg) c0.as_mut_ptr(),
+                c1 = in(reg) c1.as_mut_ptr(),
+                row = in(reg) 64_usize,
+                options(nostack),
+            );
         }
     }
 

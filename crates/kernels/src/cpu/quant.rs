@@ -29,7 +29,9 @@ const FEW: usize = 8;
 /// that it follows, and one stream is not enough to keep memory busy.
 const STREAMS: usize = 4;
 /// Bytes from the weights in use to those that are asked for from memory.
-const AHEAD: usize = 4096;
+pub(super) const AHEAD: usize = 4096;
+/// The same for scales, which are so few that the processor does not fetch them ahead by itself.
+pub(super) const AHEAD_SCALES: usize = 2048;
 
 /// `y = x W^T + bias`, see [`crate::Device::linear`].
 pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
@@ -225,6 +227,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
     #[inline(always)]
     fn scale<S: IntTier>(&self, block: usize, g: usize) -> V<S::F> {
         let scales = &self.scales[(block * self.groups + g) * LANES..];
+        S::prefetch(scales, AHEAD_SCALES);
         V::wrap(S::scales(scales.first_chunk().expect("16 scales")))
     }
 

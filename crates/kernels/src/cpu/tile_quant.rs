@@ -4,103 +4,165 @@
 //! tile of A. One multiplication gives the integer sums of 16 tokens and 16 rows, which vectors scale and add
 //! to the outputs in the same way as [`quant`](super::quant) does, so results are equal bit for bit.
 //!
-//! Integers go by [`PASS`] groups of [`BLOCKS`] row blocks, which stay in L1 while the tokens, in L2, go by.
+//! Many tokens: the weights go by [`PASS`] groups of [`BLOCKS`] row blocks, unpacked, which stay in L1 while the tokens, in L2,
+//! go by. One tile of tokens: the weights come from memory two groups at a time, and all that they meet is in L1.
+
+use std::ops::Range;
 
 use half::f16;
 
-use super::amx::{Amx, SIDE, Tiles as Configured};
+use super::amx::{Amx, SIDE, TileI8, Tiles as Configured};
 use super::int::{IntOp, IntTier};
-use super::quant::{Input, quantise};
-use super::split::{Columns, Tile, Tiles};
+use super::quant::{AHEAD, AHEAD_SCALES};
+use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, V};
 use super::{Cpu, scratch};
-use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes};
+use crate::quant::{GROUP, LINE, ROWS, block_bytes};
 use crate::{Buf, Dtype, Linear};
 
-/// Groups per pass: with [`BLOCKS`] 16 KiB of weights, and 4 KiB of activations and of sums each, in L1.
+/// Groups per pass: with [`BLOCKS`] 16 KiB of weights, 4 KiB of activations and 8 KiB of sums, in L1.
 const PASS: usize = 4;
-/// Row blocks per panel.
+/// Row blocks per panel, each a stream of its own from memory.
 const BLOCKS: usize = 4;
-/// Tokens of a small tile, for chunks that have no more.
-const SMALL: usize = 8;
-/// Most tokens per chunk.
-const TOKENS: usize = 512;
-/// Bytes of a tile.
-const TILE: usize = LINES * LINE;
+/// Most bytes of activations per chunk, which stay in L2 while rows go by.
+const TOKEN_BYTES: usize = 1 << 20;
+/// Bytes of a tile of 16 tokens or rows and the columns of a group.
+const TILE: usize = SIDE * GROUP;
+/// Bytes of outputs from which on they are written past the caches, as in [`tile_linear`](super::tile_linear).
+const PAST: usize = 2 << 20;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
     let width = a.groups * a.i;
-    let (tiles, groups) = (a.t.div_ceil(SIDE), width / GROUP);
-    let rows = tiles * SIDE;
-    // Integers of whole tiles; scales as tokens have them, and starts, which signed weights do not need; scales
-    // by tile and group.
-    scratch::floats(rows * width / 4 + 2 * a.t * groups + rows * groups, |memory| {
-        let (q, rest) = memory.split_at_mut(rows * width / 4);
-        let (scales, rest) = rest.split_at_mut(a.t * groups);
-        let (starts, by_tile) = rest.split_at_mut(a.t * groups);
-        let q: &mut [i8] = bytemuck::cast_slice_mut(q);
-        let (real, padding) = q.split_at_mut(a.t * width);
-        padding.fill(0);
-        quantise(cpu, real, scales, bytemuck::cast_slice_mut(starts), a);
-        for (tile, out) in by_tile.chunks_exact_mut(groups * SIDE).enumerate() {
-            for (g, out) in out.chunks_exact_mut(SIDE).enumerate() {
-                for (c, out) in out.iter_mut().enumerate() {
-                    let t = tile * SIDE + c;
-                    *out = if t < a.t { scales[t * groups + g] } else { 0.0 };
-                }
+    let rows = a.t.next_multiple_of(SIDE);
+    scratch::floats(rows * width / 4 + rows * width / GROUP, |memory| {
+        let (q, scales) = memory.split_at_mut(rows * width / 4);
+        let q: &mut [TileI8] = bytemuck::cast_slice_mut(q);
+        quantise(cpu, q, scales.as_chunks_mut().0, a);
+        forward(cpu, amx, y.f32_mut(), Input { q, scales: scales.as_chunks().0, width: width / GROUP }, a);
+    });
+}
+
+/// The quantised input.
+#[derive(Clone, Copy)]
+struct Input<'a> {
+    /// Integers of 16 tokens and a group, `[tiles of tokens, width]`.
+    q: &'a [TileI8],
+    /// Scales, `[tiles of tokens, width, 16]`.
+    scales: &'a [[f32; SIDE]],
+    /// Groups of columns of the whole map.
+    width: usize,
+}
+
+impl<'a> Input<'a> {
+    /// From a tile of tokens and a group of columns on.
+    fn from(self, tile: usize, group: usize) -> Input<'a> {
+        let at = tile * self.width + group;
+        Input { q: &self.q[at..], scales: &self.scales[at..], width: self.width }
+    }
+
+    /// `count` groups from `group` on of a tile of tokens.
+    #[inline(always)]
+    fn tile(&self, tile: usize, group: usize, count: usize) -> (&'a [TileI8], &'a [[f32; SIDE]]) {
+        let at = tile * self.width + group;
+        (&self.q[at..][..count], &self.scales[at..][..count])
+    }
+}
+
+/// Quantises the input of all groups of the map.
+fn quantise(cpu: &Cpu, q: &mut [TileI8], scales: &mut [[f32; SIDE]], a: &Linear) {
+    let (x, groups) = (a.x.f32(), a.i / GROUP);
+    let width = a.groups * groups;
+    let tiles = (Runs::new(q, width), Runs::new(scales, width));
+    cpu.split(a.t * width * GROUP, tiles, |tile, (q, scales): (&mut [TileI8], &mut [[f32; SIDE]])| {
+        let tokens = SIDE.min(a.t - tile * SIDE);
+        for token in 0..tokens {
+            let x = &x[(tile * SIDE + token) * a.x_stride + a.x_at..];
+            let parts = q.chunks_exact_mut(groups).zip(scales.chunks_exact_mut(groups));
+            for (group, (q, scales)) in parts.enumerate() {
+                let x = x[group * a.x_group..][..a.i].as_chunks().0;
+                cpu.isa.run_int(Quantise { x, q, scales, token });
             }
         }
-        let x = Input { q, scales: by_tile, starts: &[], width };
-        forward(cpu, amx, y.f32_mut(), x, a);
+        for (q, scales) in q.iter_mut().zip(scales) {
+            q[tokens..].fill([0; GROUP]);
+            scales[tokens..].fill(0.0);
+        }
     });
+}
+
+/// Quantises a token of a tile.
+struct Quantise<'a> {
+    x: &'a [[f32; GROUP]],
+    q: &'a mut [TileI8],
+    scales: &'a mut [[f32; SIDE]],
+    token: usize,
+}
+
+impl IntOp for Quantise<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: IntTier>(self) {
+        for ((x, q), scales) in self.x.iter().zip(self.q).zip(self.scales) {
+            (scales[self.token], _) = S::quantise(x, &mut q[self.token]);
+        }
+    }
 }
 
 fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     let (quants, scales) = a.w.buf.quants();
     let bias = a.bias.map(Buf::f32);
     let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
-    let columns = Columns::grouped(a.groups * a.o, a.groups, BLOCKS * ROWS);
-    let chunks = Tiles::new(y, a.groups * a.o, TOKENS, columns);
-    cpu.split(a.t * a.groups * a.o * a.i, chunks, |_, y: Tile<f32>| {
-        let first = y.group * a.o + y.start;
-        let group = y.group * blocks;
-        let small = y.rows <= SMALL;
-        let (panel, products) = (BLOCKS * PASS * TILE / 4, PASS * SIDE * LANES);
-        scratch::floats(panel + products + y.rows.div_ceil(SIDE) * BLOCKS * SIDE * LANES, |memory| {
-            let (panel, rest) = memory.split_at_mut(panel);
-            let (products, sums) = rest.split_at_mut(products);
-            let products: &mut [i32] = bytemuck::cast_slice_mut(products);
-            let products = products.as_chunks_mut().0.as_chunks_mut().0;
-            cpu.isa.run_int(Chunk {
-                tiles: Configured::with_rows(amx, SIDE, if small { SMALL } else { SIDE }),
-                q: &x.q[y.row * x.width + group * GROUP..],
-                width: x.width,
-                x_scales: &x.scales[(y.row / SIDE * (x.width / GROUP) + group) * SIDE..],
-                dtype: a.w.dtype(),
-                quants: &quants[first / ROWS * blocks * bytes..],
-                scales: &scales[first * blocks..],
-                bias: bias.map(|b| &b[first..]),
-                groups: blocks,
-                threads: cpu.pool.threads(),
-                panel: bytemuck::cast_slice_mut(panel),
-                products: products.first_chunk_mut().expect("a pass"),
-                sums: sums.as_chunks_mut().0,
-                y,
+    let past = size_of_val(y) >= PAST;
+    let stride = a.groups * a.o;
+    let tokens = (TOKEN_BYTES / a.i).max(1).next_multiple_of(SIDE);
+    for (index, y) in y.chunks_mut(tokens * stride).enumerate() {
+        let columns = Columns::grouped(stride, a.groups, rows(cpu, a));
+        cpu.split(y.len() * a.i, Tiles::columns(y, stride, columns), |_, y: Tile<f32>| {
+            let first = y.group * a.o + y.start;
+            let tiles = y.rows.div_ceil(SIDE);
+            let (panel, sums) = (BLOCKS * PASS * TILE / 4, 2 * PASS * SIDE * LANES);
+            scratch::floats(panel + sums + tiles * BLOCKS * SIDE * LANES, |memory| {
+                let (panel, rest) = memory.split_at_mut(panel);
+                let (products, sums) = rest.split_at_mut(sums);
+                let products: &mut [i32] = bytemuck::cast_slice_mut(products);
+                let products = products.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
+                let panel = bytemuck::cast_slice_mut::<_, TileI8>(panel).as_chunks_mut().0;
+                cpu.isa.run_int(Chunk {
+                    amx,
+                    tiles: Configured::new(amx, SIDE),
+                    x: x.from(index * tokens / SIDE, y.group * blocks),
+                    dtype: a.w.dtype(),
+                    quants: &quants[first / ROWS * blocks * bytes..],
+                    scales: &scales[first * blocks..],
+                    bias: bias.map(|b| &b[first..]),
+                    groups: blocks,
+                    threads: cpu.pool.threads(),
+                    panel: panel.first_chunk_mut().expect("a panel"),
+                    products: products.first_chunk_mut().expect("a pass"),
+                    sums: sums.as_chunks_mut().0.as_chunks_mut().0,
+                    past,
+                    y,
+                });
             });
         });
-    });
+    }
+}
+
+/// Rows of weights per chunk. A single tile of tokens reads each weight once, so that chunks may be large.
+fn rows(cpu: &Cpu, a: &Linear) -> usize {
+    let panel = BLOCKS * ROWS;
+    if a.t > SIDE { panel } else { a.o.div_ceil(8 * cpu.pool.threads()).next_multiple_of(panel) }
 }
 
 /// One chunk of outputs.
 struct Chunk<'a> {
+    amx: Amx,
     tiles: Configured,
     y: Tile<'a, f32>,
-    /// Integers from the chunk's first token on, rows of `width`.
-    q: &'a [i8],
-    width: usize,
-    /// Scales from the tile of the chunk's first token on, `[tiles, width / 64, 16]`.
-    x_scales: &'a [f32],
+    /// From the chunk's first token.
+    x: Input<'a>,
     dtype: Dtype,
     /// From the chunk's first row, as are scales and bias.
     quants: &'a [u8],
@@ -111,11 +173,13 @@ struct Chunk<'a> {
     /// Threads that take chunks in turn.
     threads: usize,
     /// Room for the signed integers of a pass.
-    panel: &'a mut [u8],
-    /// Integer sums of a pass for one row block and 16 tokens.
-    products: &'a mut [[[i32; LANES]; SIDE]; PASS],
+    panel: &'a mut [[TileI8; PASS]; BLOCKS],
+    /// Integer sums of a pass for two row blocks and 16 tokens.
+    products: &'a mut [[[[i32; LANES]; SIDE]; PASS]; 2],
     /// Sums of the groups so far, `[tiles, BLOCKS, 16 tokens]`; in the output they would lie far apart.
-    sums: &'a mut [[f32; LANES]],
+    sums: &'a mut [[[f32; LANES]; SIDE]],
+    /// Whether to write outputs past the caches.
+    past: bool,
 }
 
 impl IntOp for Chunk<'_> {
@@ -123,140 +187,167 @@ impl IntOp for Chunk<'_> {
 
     #[inline(always)]
     fn eval<S: IntTier>(mut self) {
-        let blocks = self.y.width / ROWS;
-        for from in (0..self.groups).step_by(PASS) {
-            let to = self.groups.min(from + PASS);
-            for block in 0..blocks {
-                self.unpack::<S>(block, from, to);
+        for first in (0..self.y.width / ROWS).step_by(BLOCKS) {
+            let blocks = first..(first + BLOCKS).min(self.y.width / ROWS);
+            if self.y.rows <= SIDE {
+                self.one_tile::<S>(&blocks);
+            } else {
+                self.tiles::<S>(&blocks);
             }
-            for t in (0..self.y.rows).step_by(SIDE) {
-                for block in 0..blocks {
-                    if self.y.rows <= SMALL {
-                        self.tile::<S, SMALL>(block, t, from, to);
-                    } else {
-                        self.tile::<S, SIDE>(block, t, from, to);
-                    }
-                }
-            }
+            self.finish(&blocks);
         }
-        self.finish();
+        self.amx.settle();
     }
 }
 
 impl Chunk<'_> {
-    /// Writes the integers of groups `from .. to` of a row block, as signed bytes in the order of lines.
+    /// Some row blocks for a single tile of tokens.
     #[inline(always)]
-    fn unpack<S: IntTier>(&mut self, block: usize, from: usize, to: usize) {
+    fn one_tile<S: IntTier>(&mut self, blocks: &Range<usize>) {
         let bytes = block_bytes(self.dtype);
-        let at = (block * self.groups + from) * bytes;
-        let parts = self.quants[at..][..(to - from) * bytes].as_chunks().0;
-        let lines = self.panel[block * PASS * TILE..][..(to - from) * TILE].as_chunks_mut::<LINE>().0;
+        for from in (0..self.groups).step_by(2) {
+            let count = 2.min(self.groups - from);
+            // Behind the end of a row block its stream goes on with another panel.
+            let skipped = if from + AHEAD / bytes < self.groups { 0 } else { BLOCKS - 1 };
+            let ahead = AHEAD + skipped * self.groups * bytes;
+            for block in blocks.clone().step_by(2) {
+                let pair = block..(block + 2).min(blocks.end);
+                for block in pair.clone() {
+                    self.unpack::<S, true>(block, from, count, ahead);
+                }
+                self.multiply(block, 0, from, count);
+                for block in pair {
+                    self.add::<S>(block, 0, from, count);
+                }
+            }
+        }
+    }
+
+    /// Some row blocks for many tokens.
+    #[inline(always)]
+    fn tiles<S: IntTier>(&mut self, blocks: &Range<usize>) {
+        for from in (0..self.groups).step_by(PASS) {
+            let count = PASS.min(self.groups - from);
+            for block in blocks.clone() {
+                self.unpack::<S, false>(block, from, count, 0);
+            }
+            for tile in 0..self.y.rows.div_ceil(SIDE) {
+                for block in blocks.clone().step_by(2) {
+                    self.ask::<S>(block, tile, from, count);
+                    self.multiply(block, tile, from, count);
+                    for block in block..(block + 2).min(blocks.end) {
+                        self.add::<S>(block, tile, from, count);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Writes the integers of `count` groups of a row block, as signed bytes in the order of lines. With `ASK`, asks for
+    /// those that are `ahead` bytes behind them.
+    #[inline(always)]
+    fn unpack<S: IntTier, const ASK: bool>(&mut self, block: usize, from: usize, count: usize, ahead: usize) {
+        let bytes = block_bytes(self.dtype);
+        let parts = self.quants[(block * self.groups + from) * bytes..][..count * bytes].as_chunks().0;
+        let lines: &mut [u8] = bytemuck::cast_slice_mut(&mut self.panel[block % BLOCKS]);
+        let lines = lines.as_chunks_mut::<LINE>().0;
+        if ASK {
+            S::prefetch(&self.scales[(block * self.groups + from) * ROWS..], AHEAD_SCALES);
+        }
         if self.dtype == Dtype::Q8 {
             for (part, line) in parts.iter().zip(lines) {
+                if ASK {
+                    S::prefetch(part, ahead);
+                }
                 S::signed8(part, line);
             }
         } else {
             for (part, [low, high]) in parts.iter().zip(lines.as_chunks_mut::<2>().0) {
+                if ASK {
+                    S::prefetch(part, ahead);
+                }
                 S::signed4(part, low, high);
             }
         }
     }
 
-    /// Groups `from .. to` of a row block for a tile of `T` tokens from `t`.
+    /// Asks for what comes later: of the weights of two passes later, a share for each tile of tokens, for all at once would
+    /// find the processor's queue full; and of the next tokens, a share for each two row blocks.
     #[inline(always)]
-    fn tile<S: IntTier, const T: usize>(&mut self, block: usize, t: usize, from: usize, to: usize) {
-        let mut acc = [V::<S::F>::zero(); T];
-        let place = (t / SIDE * BLOCKS + block) * SIDE;
-        self.fetch::<S>(block, t + SIDE, from);
-        // All products first: sums come back from tiles through memory, which takes its time.
-        for g in (from..to).step_by(2) {
-            self.multiply::<false>(block, t, from, g);
-            if g + 1 < to {
-                self.multiply::<true>(block, t, from, g + 1);
+    fn ask<S: IntTier>(&self, block: usize, tile: usize, from: usize, count: usize) {
+        let (bytes, tiles) = (block_bytes(self.dtype), self.y.rows.div_ceil(SIDE));
+        // Behind the end of the row block this thread goes on with another chunk.
+        let skipped = if from + 3 * PASS <= self.groups { 0 } else { BLOCKS * self.threads - 1 };
+        let ahead = (2 * PASS + skipped * self.groups) * bytes;
+        for block in block..(block + 2).min(self.y.width / ROWS) {
+            let lines =
+                self.quants[(block * self.groups + from) * bytes..][..count * bytes].as_chunks::<LINE>().0;
+            for line in &lines[tile * lines.len() / tiles..(tile + 1) * lines.len() / tiles] {
+                S::prefetch(line, ahead);
             }
         }
-        let waiting: &[_; SIDE] = self.sums[place..].first_chunk().expect("16 tokens");
+        if tile + 1 < tiles {
+            let (q, _) = self.x.tile(tile + 1, from, count);
+            let lines = q.as_flattened();
+            let share = lines.len() * 2 / BLOCKS;
+            for line in &lines[block / 2 * share..][..share] {
+                S::prefetch(line, 0);
+            }
+        }
+    }
+
+    /// The integer sums of `count` groups of two row blocks and a tile of tokens. What stands for a second group or row block
+    /// that does not exist is not used.
+    #[inline(always)]
+    fn multiply(&mut self, block: usize, tile: usize, from: usize, count: usize) {
+        let (q, _) = self.x.tile(tile, from, count);
+        let [even, odd] = self.products;
+        let (even, odd) = (even.as_chunks_mut::<2>().0, odd.as_chunks_mut::<2>().0);
+        let w = &self.panel[block % BLOCKS..][..2];
+        let w = [&w[0], &w[1]].map(|w| w.as_chunks::<2>().0);
+        let (pairs, last) = q.as_chunks::<2>();
+        for (p, q) in pairs.iter().enumerate() {
+            self.tiles.square_i8([&mut even[p], &mut odd[p]], q, [&w[0][p], &w[1][p]]);
+        }
+        if let [last] = last {
+            let p = pairs.len();
+            self.tiles.square_i8([&mut even[p], &mut odd[p]], &[*last; 2], [&w[0][p], &w[1][p]]);
+        }
+    }
+
+    /// Adds the sums of `count` groups of a row block and a tile of tokens, with their scales.
+    #[inline(always)]
+    fn add<S: IntTier>(&mut self, block: usize, tile: usize, from: usize, count: usize) {
+        let (_, x_scales) = self.x.tile(tile, from, count);
+        let scales = self.scales.as_chunks::<ROWS>().0;
+        let scales = &scales[block * self.groups + from..][..count];
+        let waiting = &mut self.sums[tile * BLOCKS + block % BLOCKS];
+        let mut acc = [V::<S::F>::zero(); SIDE];
         if from > 0 {
-            for c in 0..T {
+            for c in 0..SIDE {
                 acc[c] = V::of(&waiting[c]);
             }
         }
-        for g in from..to {
-            self.add::<S, T>(&mut acc, block, t, from, g);
+        for ((sums, scales), x_scales) in self.products[block % 2].iter().zip(scales).zip(x_scales) {
+            let scale = V::<S::F>::wrap(S::scales(scales));
+            for c in 0..SIDE {
+                let sum = V::wrap(S::float(S::sums(&sums[c])));
+                acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);
+            }
         }
-        let waiting: &mut [_; SIDE] = self.sums[place..].first_chunk_mut().expect("16 tokens");
-        for c in 0..T {
+        for c in 0..SIDE {
             acc[c].to(&mut waiting[c]);
         }
     }
 
-    /// Asks for a share of the integers that the tokens from `t` will need, so that with all row blocks all of
-    /// them are there in time.
+    /// Writes the sums of all groups of some row blocks to the output, with the bias.
     #[inline(always)]
-    fn fetch<S: IntTier>(&self, block: usize, t: usize, from: usize) {
-        const SHARE: usize = SIDE / BLOCKS;
-        if t + SIDE <= self.y.rows {
-            for row in t + block * SHARE..t + (block + 1) * SHARE {
-                let q = &self.q[row * self.width + from * GROUP..];
-                for group in 0..PASS {
-                    S::prefetch(q, group * GROUP);
-                }
-            }
-        }
-    }
-
-    /// Adds the sums of group `g` of a row block and a tile of tokens from `t`, with their scales. The first tile asks
-    /// for the weights of two passes later, a line at a time: all at once they would find the processor's queue full.
-    #[inline(always)]
-    fn add<S: IntTier, const T: usize>(
-        &self,
-        acc: &mut [V<S::F>; T],
-        block: usize,
-        t: usize,
-        from: usize,
-        g: usize,
-    ) {
-        let sums = &self.products[g - from];
-        let scales = self.scales[(block * self.groups + g) * LANES..].first_chunk();
-        let scale = V::<S::F>::wrap(S::scales(scales.expect("16 scales")));
-        let x_scales = &self.x_scales[(t / SIDE * (self.width / GROUP) + g) * SIDE..];
-        let x_scales: &[f32; SIDE] = x_scales.first_chunk().expect("16 tokens");
-        let bytes = block_bytes(self.dtype);
-        let raw = &self.quants[(block * self.groups + g) * bytes..];
-        // Behind the end of the row block this thread goes on with another chunk.
-        let skipped = if g + 2 * PASS < self.groups { 0 } else { BLOCKS * self.threads - 1 };
-        let ahead = (2 * PASS + skipped * self.groups) * bytes;
-        for c in 0..T {
-            if t == 0 {
-                S::prefetch(&raw[c * bytes / T..], ahead);
-            }
-            let sum = V::wrap(S::float(S::sums(&sums[c])));
-            acc[c] = sum.fma(scale * V::splat(x_scales[c]), acc[c]);
-        }
-    }
-
-    /// The integer sums of group `g` of a row block and a tile of tokens from `t`.
-    #[inline(always)]
-    fn multiply<const ODD: bool>(&mut self, block: usize, t: usize, from: usize, g: usize) {
-        let q = &self.q[t * self.width + g * GROUP..];
-        let w = self.panel[(block * PASS + g - from) * TILE..].first_chunk().expect("a tile");
-        self.tiles.group_i8::<ODD>(&mut self.products[g - from], q, self.width, w);
-    }
-
-    /// Writes the sums of all groups to the output, with the bias.
-    #[inline(always)]
-    fn finish(&mut self) {
+    fn finish(&mut self, blocks: &Range<usize>) {
         for t in 0..self.y.rows {
-            for block in 0..self.y.width / ROWS {
-                let sums = &self.sums[(t / SIDE * BLOCKS + block) * SIDE + t % SIDE];
-                let y = &mut self.y.row_mut(t)[block * ROWS..][..ROWS];
-                match self.bias {
-                    Some(bias) => {
-                        let bias = &bias[block * ROWS..][..ROWS];
-                        y.iter_mut().zip(sums).zip(bias).for_each(|((y, sum), b)| *y = sum + b);
-                    }
-                    None => y.copy_from_slice(sums),
-                }
+            for block in blocks.clone() {
+                let sums = &self.sums[t / SIDE * BLOCKS + block % BLOCKS][t % SIDE];
+                let bias = self.bias.map(|bias| bias[block * ROWS..].first_chunk().expect("16 rows"));
+                self.amx.row(&mut self.y.row_mut(t)[block * ROWS..][..ROWS], sums, bias, self.past);
             }
         }
     }
