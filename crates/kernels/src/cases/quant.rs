@@ -144,6 +144,10 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(150, 144, 256, true),
             plain(6, 32, 2112, false),
             plain(40, 16, 2112, true),
+            plain(66, 16, 16384, false),
+            // A single tile of tokens, with several panels of row blocks in a chunk and an odd number of groups.
+            plain(12, 1296, 192, true),
+            plain(9, 80, 448, false),
         ]);
         // Few tokens, with more row blocks in a chunk than go side by side.
         cases.extend((2..=8).map(|t| plain(t, 656, 192, true)));

@@ -104,12 +104,23 @@ impl Chunk<'_> {
         let tiles = Configured::new(amx, self.columns);
         let b = B { x: self.packed, tile: 0 };
         let mut c = [0.0; PANEL * SIDE];
-        let direct = self.i.is_multiple_of(STEP);
-        let full = if direct { self.y.width - self.y.width % PANEL } else { 0 };
+        let full = self.y.width - self.y.width % PANEL;
+        // Steps that lie whole in the rows, and where the last columns, too few for one, are copied to.
+        let (whole, tail) = (self.i / STEP, self.i % STEP);
+        let mut last = [bf16::ZERO; PANEL * STEP];
         for r in (0..full).step_by(PANEL) {
             let w = &self.w[r * self.i..];
-            let a = A::rows(w, self.i, STEP);
-            tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
+            let ahead = Ahead::nothing(self.packed);
+            if whole > 0 {
+                tiles.product_bf16::<2, 1>(&mut c, A::rows(w, self.i, STEP), b, whole, Start::Zero, ahead);
+            }
+            if tail > 0 {
+                let x = Block { x: &w[whole * STEP..], stride: self.i, rows: PANEL, cols: tail };
+                amx.pack_plain(&mut last, x);
+                let b = B { x: &self.packed[whole * STEP * self.columns..], tile: 0 };
+                let start = if whole > 0 { Start::Own } else { Start::Zero };
+                tiles.product_bf16::<2, 1>(&mut c, A::rows(&last, STEP, STEP), b, 1, start, ahead);
+            }
             self.finish_few(&c, r, PANEL);
         }
         if full < self.y.width {
