@@ -23,12 +23,11 @@ pub(crate) fn all(steps: &mut Steps, requests: u64, disconnects: u64) -> Result 
         steps.step("a model", || run(&zamba, &init, &[]))?;
     }
     let (requests, disconnects) = (requests.to_string(), disconnects.to_string());
-    // A small cache is soon full: memory that grows from then on is not the cache's.
-    let small = ["--flags", "--cache-size 64MiB"];
     let loads: [&[&str]; 8] = [
         &["burst"],
         &["disconnects", "--count", &disconnects],
-        &["soak", "--requests", &requests, small[0], small[1]],
+        // A small cache is soon full: memory that grows from then on is not the cache's.
+        &["soak", "--requests", &requests, "--flags", "--cache-size 64MiB", "--growth", "8192"],
         &["streams"],
         &["slow"],
         &["turns"],

@@ -128,6 +128,9 @@ pub(crate) struct Soak {
     /// Requests after which memory is expected not to grow any more [default: a tenth].
     #[arg(long)]
     pub(crate) settled: Option<usize>,
+    /// Most KiB by which memory may grow after that; more is a failure [default: any].
+    #[arg(long)]
+    pub(crate) growth: Option<f64>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -38,10 +38,32 @@ fn main() -> std::process::ExitCode {
     match runtime.block_on(run(&args)) {
         Ok(found) => {
             print(&found, args.common.json);
-            std::process::ExitCode::SUCCESS
+            let mut wrong: Vec<&str> = MUST_NOT.into_iter().filter(|name| happened(&found[*name])).collect();
+            wrong.extend(MUST.into_iter().filter(|name| found[*name] == false));
+            if wrong.is_empty() {
+                return std::process::ExitCode::SUCCESS;
+            }
+            fail(&format!("not as promised: {}", wrong.join(", ")))
         }
         Err(why) => fail(&why),
     }
+}
+
+/// Figures of any load that are 0 or false where the server does what it promises.
+const MUST_NOT: [&str; 6] = [
+    "other_answers_that_differ",
+    "tokens_computed_for_nobody",
+    "failed",
+    "grew_too_much",
+    "wrong",
+    "refusals_without_an_error_object",
+];
+
+/// Those that are true.
+const MUST: [&str; 2] = ["same_answer_alone_and_among_others", "idle_afterwards"];
+
+fn happened(figure: &Value) -> bool {
+    figure.as_bool().unwrap_or_default() || figure.as_f64().is_some_and(|count| count != 0.0)
 }
 
 fn fail(why: &str) -> std::process::ExitCode {

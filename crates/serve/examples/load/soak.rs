@@ -131,6 +131,7 @@ fn report(
         .collect();
     points.sort_by(|a, b| a.0.total_cmp(&b.0));
     let first = points.first().ok_or("too few requests to see memory settle")?.1;
+    let growth = after.anonymous_kib as f64 - first;
     let half = times.len() / 10;
     let (early, late) = (median(&times[half..2 * half.max(1)]), median(&times[times.len() - half.max(1)..]));
     Ok(json!({
@@ -142,7 +143,8 @@ fn report(
         "anonymous_kib_at_start": before.anonymous_kib,
         "anonymous_kib_when_settled": first,
         "anonymous_kib_at_end": after.anonymous_kib,
-        "growth_kib_since_settled": after.anonymous_kib as f64 - first,
+        "growth_kib_since_settled": growth,
+        "grew_too_much": load.growth.is_some_and(|most| growth > most),
         "slope_bytes_per_request": slope(&points) * 1024.0,
         "descriptors_before": before.descriptors,
         "descriptors_after": after.descriptors,
