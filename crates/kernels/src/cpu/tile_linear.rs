@@ -28,7 +28,7 @@ const TOKENS: usize = 512;
 const ROWS: usize = 256;
 /// Bytes of outputs from which on they are written past the caches: a line that is written whole need not be
 /// read first, and of so many none would be found in L2 later.
-const PAST: usize = 2 << 20;
+pub(super) const PAST: usize = 2 << 20;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -112,14 +112,13 @@ impl Chunk<'_> {
             let w = &self.w[r * self.i..];
             let ahead = Ahead::nothing(self.packed);
             if whole > 0 {
-                tiles.product_bf16::<2, 1>(&mut c, A::rows(w, self.i, STEP), b, whole, Start::Zero, ahead);
+                tiles.product_bf16::<2, 1>(&mut c, A::rows(w, self.i, STEP), b, whole, true, ahead);
             }
             if tail > 0 {
                 let x = Block { x: &w[whole * STEP..], stride: self.i, rows: PANEL, cols: tail };
                 amx.pack_plain(&mut last, x);
                 let b = B { x: &self.packed[whole * STEP * self.columns..], tile: 0 };
-                let start = if whole > 0 { Start::Own } else { Start::Zero };
-                tiles.product_bf16::<2, 1>(&mut c, A::rows(&last, STEP, STEP), b, 1, start, ahead);
+                tiles.product_bf16::<2, 1>(&mut c, A::rows(&last, STEP, STEP), b, 1, whole == 0, ahead);
             }
             self.finish_few(&c, r, PANEL);
         }

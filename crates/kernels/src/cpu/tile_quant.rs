@@ -16,6 +16,7 @@ use super::int::{IntOp, IntTier};
 use super::quant::{AHEAD, AHEAD_SCALES};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, V};
+use super::tile_linear::PAST;
 use super::{Cpu, scratch};
 use crate::quant::{GROUP, LINE, ROWS, block_bytes};
 use crate::{Buf, Dtype, Linear};
@@ -28,8 +29,6 @@ const BLOCKS: usize = 4;
 const TOKEN_BYTES: usize = 1 << 20;
 /// Bytes of a tile of 16 tokens or rows and the columns of a group.
 const TILE: usize = SIDE * GROUP;
-/// Bytes of outputs from which on they are written past the caches, as in [`tile_linear`](super::tile_linear).
-const PAST: usize = 2 << 20;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
