@@ -13,7 +13,7 @@ use bytemuck::{Pod, Zeroable};
 use memmap2::{Mmap, MmapMut};
 
 /// Size and alignment of a huge page.
-const HUGE: usize = 2 << 20;
+pub(crate) const HUGE: usize = 2 << 20;
 
 /// One cache line; gives host memory its alignment without unsafe code.
 #[derive(Clone, Copy, Pod, Zeroable)]

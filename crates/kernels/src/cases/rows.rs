@@ -104,7 +104,7 @@ impl Op for RowsCase {
     }
 }
 
-/// A stretch through a bf16 buffer and back, surrounded by a filled value.
+/// A stretch through another buffer, from one end of it to the other, and back, surrounded by a filled value.
 struct CopyCase {
     len: usize,
     through: Dtype,
@@ -129,11 +129,13 @@ impl Op for CopyCase {
     }
 
     fn run(&self, dev: &dyn Device, x: Vec<Buf>) -> Vec<Buf> {
-        let mut middle = upload(dev, self.through, &vec![9.0; self.len + 1]);
+        let mut middle = upload(dev, self.through, &vec![9.0; 2 * self.len + 1]);
         let mut y = rubbish(dev, self.len + 5);
         dev.fill(&mut y, 0.25);
         dev.copy(&mut middle, 1, &x[0], 3, self.len);
-        dev.copy(&mut y, 2, &middle, 1, self.len);
+        dev.copy_within(&mut middle, self.len + 1, 1, self.len);
+        dev.copy_within(&mut middle, 0, self.len + 1, self.len);
+        dev.copy(&mut y, 2, &middle, 0, self.len);
         vec![y]
     }
 
@@ -155,7 +157,14 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             cases.push(Box::new(RowsCase { embed, from, d, rows }));
         }
     }
-    for (len, through) in [(1, Dtype::F32), (33, Dtype::F32), (1, Dtype::Bf16), (1000, Dtype::Bf16)] {
+    for (len, through) in [
+        (1, Dtype::F32),
+        (33, Dtype::F32),
+        (1, Dtype::Bf16),
+        (1000, Dtype::Bf16),
+        (40_000, Dtype::F32),
+        (40_000, Dtype::Bf16),
+    ] {
         cases.push(Box::new(CopyCase { len, through }));
     }
     cases

@@ -21,6 +21,8 @@ use half::bf16;
 
 /// Rows of a tile, and most columns of it.
 pub(super) const SIDE: usize = 16;
+/// Bytes of a cache line, and of a row of a whole tile.
+const LINE: usize = 64;
 /// Elements of bf16 along the sum that one step takes.
 pub(super) const STEP: usize = 32;
 /// Elements of int8 along the sum that one step takes.
@@ -445,6 +447,164 @@ product!(
     /// Products of `M` tiles of A and `N` of B, in bf16 with sums in f32, over `steps` steps of [`STEP`].
     product_bf16, raw_bf16, bf16, bf16, f32, "tdpbf16ps"
 );
+/// One step of two by two tiles of bf16, in three parts: before the products with tile 0, 1, and 2 and 3 of C. Tiles of
+/// B pass once per panel of A and are asked for as what the first-level cache need not keep.
+macro_rules! square_step {
+    (0) => {
+        concat!("tileloadd tmm4, [{a0} + {a_row}]", "\n", "tileloaddt1 tmm6, [{b0} + {b_row}]")
+    };
+    (1) => {
+        concat!("tdpbf16ps tmm0, tmm4, tmm6", "\n", "tileloaddt1 tmm7, [{b1} + {b_row}]")
+    };
+    (2) => {
+        concat!("tdpbf16ps tmm1, tmm4, tmm7", "\n", "tileloadd tmm5, [{a1} + {a_row}]")
+    };
+    (3) => {
+        concat!("tdpbf16ps tmm2, tmm5, tmm6", "\n", "tdpbf16ps tmm3, tmm5, tmm7")
+    };
+}
+
+impl Tiles {
+    /// Adds two tiles of A times each pair of tiles of B to sums: `c` is `[pairs][2 of A][2 of B][16, 16]`. With
+    /// `first` they start from zero. The same numbers as [`Tiles::product_bf16`] of each pair gives.
+    ///
+    /// Sums that go to memory and come back are what holds such a loop back, so those of one pair are written while
+    /// the next pair's first products run, and read after lines of them were fetched in the steps before.
+    ///
+    /// # Panics
+    /// If a slice is too short, tiles have not 16 columns, or there is no step.
+    pub(super) fn sums_bf16(
+        &self,
+        c: &mut [f32],
+        a: A<bf16>,
+        b: B<bf16>,
+        steps: usize,
+        first: bool,
+        ahead: impl Fn(usize) -> Ahead<bf16>,
+    ) {
+        const SIZE: usize = SIDE * SIDE;
+        let (pairs, rest) = c.as_chunks_mut::<{ 4 * SIZE }>();
+        assert!(rest.is_empty() && self.columns == SIDE && steps > 0, "pairs of tiles of C");
+        assert!(a.end(2, steps, STEP) <= a.x.len(), "tiles of A");
+        assert!(
+            pairs.is_empty() || (2 * pairs.len() - 1) * b.tile + steps * 2 * SIZE <= b.x.len(),
+            "tiles of B"
+        );
+        let mut before: Option<*mut f32> = None;
+        for (n, c) in pairs.iter_mut().enumerate() {
+            let (c, ahead) = (c.as_mut_ptr(), ahead(n));
+            let b0 = b.x.as_ptr().wrapping_add(2 * n * b.tile);
+            let l = Loop {
+                a: [a.x.as_ptr().cast(), a.x.as_ptr().wrapping_add(a.tile).cast()],
+                b: [b0.cast(), b0.wrapping_add(b.tile).cast()],
+                rows: ahead.rows.map(<*const bf16>::cast),
+                run: ahead.run.cast(),
+                a_row: a.row * size_of::<bf16>(),
+                a_step: a.step * size_of::<bf16>(),
+                b_row: LINE,
+                b_step: 4 * SIZE,
+                steps,
+            };
+            // SAFETY: `self` says that the tiles are configured, for 16 columns as asserted. Tiles of A and B lie
+            // within their slices, as asserted; those of C are the chunk, and those at `before` the chunk that the last round
+            // had, which nothing has touched since.
+            unsafe { self.square(c, before, first, l) }
+            before = Some(c);
+        }
+        if let Some(c) = before {
+            // SAFETY: as above.
+            unsafe {
+                c_tile!("store", "0", c, LINE);
+                c_tile!("store", "1", c.add(SIZE), LINE);
+                c_tile!("store", "2", c.add(2 * SIZE), LINE);
+                c_tile!("store", "3", c.add(3 * SIZE), LINE);
+            }
+        }
+    }
+
+    /// Writes the tiles of C to `before` if that is given, and starts them anew: from zero with `first`, else from `c`. Then
+    /// adds the products of all steps and leaves them in the tiles.
+    ///
+    /// # Safety
+    /// `before` and `c` are 4 tiles of C that may be written and read; those of `l` may be read; there is a step.
+    #[inline]
+    unsafe fn square(&self, c: *mut f32, before: Option<*mut f32>, first: bool, l: Loop) {
+        macro_rules! turn {
+            ($tile:literal, $at:expr) => {
+                if let Some(before) = before {
+                    c_tile!("store", $tile, before.wrapping_add($at * SIDE * SIDE), LINE);
+                }
+                if first {
+                    asm!(concat!("tilezero tmm", $tile), options(nostack, nomem));
+                } else {
+                    c_tile!("load", $tile, c.wrapping_add($at * SIDE * SIDE), LINE);
+                }
+            };
+        }
+        // SAFETY: the caller vouches for all memory but that of prefetches, which do not fault.
+        unsafe {
+            asm!(
+                square_step!(0),
+                a0 = in(reg) l.a[0],
+                b0 = in(reg) l.b[0],
+                a_row = in(reg) l.a_row,
+                b_row = in(reg) l.b_row,
+                options(nostack),
+            );
+            turn!("0", 0);
+            asm!(square_step!(1), b1 = in(reg) l.b[1], b_row = in(reg) l.b_row, options(nostack));
+            turn!("1", 1);
+            asm!(square_step!(2), a1 = in(reg) l.a[1], a_row = in(reg) l.a_row, options(nostack));
+            turn!("2", 2);
+            turn!("3", 3);
+            asm!(
+                "2:",
+                square_step!(3),
+                "prefetcht1 [{p0}]",
+                "prefetcht1 [{p1}]",
+                "add {a0}, {a_step}",
+                "add {a1}, {a_step}",
+                "add {b0}, 1024",
+                "add {b1}, 1024",
+                "prefetcht1 [{p2}]",
+                "prefetcht1 [{p2} + 64]",
+                "add {p0}, 64",
+                "add {p1}, 64",
+                "add {p2}, 128",
+                "prefetcht0 [{c}]",
+                "prefetcht0 [{c} + 64]",
+                "prefetcht0 [{c} + 128]",
+                "prefetcht0 [{c} + 192]",
+                "prefetcht0 [{c} + 256]",
+                "prefetcht0 [{c} + 320]",
+                "prefetcht0 [{c} + 384]",
+                "prefetcht0 [{c} + 448]",
+                "add {c}, 512",
+                "dec {count}",
+                "jz 3f",
+                square_step!(0),
+                square_step!(1),
+                square_step!(2),
+                "jmp 2b",
+                "3:",
+                a0 = inout(reg) l.a[0] => _,
+                a1 = inout(reg) l.a[1] => _,
+                b0 = inout(reg) l.b[0] => _,
+                b1 = inout(reg) l.b[1] => _,
+                p0 = inout(reg) l.rows[0] => _,
+                p1 = inout(reg) l.rows[1] => _,
+                p2 = inout(reg) l.run => _,
+                c = inout(reg) c.wrapping_add(4 * SIDE * SIDE) => _,
+                count = inout(reg) l.steps => _,
+                a_row = in(reg) l.a_row,
+                b_row = in(reg) l.b_row,
+                a_step = in(reg) l.a_step,
+                options(nostack),
+            );
+        }
+    }
+}
+
 impl Tiles {
     /// As [`Tiles::product_bf16`] for tiles of B and C that may lie apart.
     ///
@@ -513,7 +673,7 @@ impl Tiles {
                 b1 = in(reg) b[1].as_ptr(),
                 c0 = in(reg) c0.as_mut_ptr(),
                 c1 = in(reg) c1.as_mut_ptr(),
-                row = in(reg) 64_usize,
+                row = in(reg) LINE,
                 options(nostack),
             );
         }
@@ -535,7 +695,7 @@ impl Tiles {
                 "tileloadd tmm6, [{x} + {row} + 2048]",
                 "tileloadd tmm7, [{x} + {row} + 3072]",
                 x = in(reg) x.as_ptr(),
-                row = in(reg) 64_usize,
+                row = in(reg) LINE,
                 options(nostack, readonly),
             );
             asm!(

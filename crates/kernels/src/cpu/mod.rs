@@ -172,8 +172,7 @@ impl Device for Cpu {
     }
 
     fn copy_within(&self, y: &mut Buf, to: usize, from: usize, len: usize) {
-        let size = y.dtype().size();
-        y.bytes_mut().copy_within(from * size..(from + len) * size, to * size);
+        rows::copy_within(self, y, to, from, len);
     }
 
     fn add(&self, y: &mut Buf, a: &Buf, b: &Buf) {

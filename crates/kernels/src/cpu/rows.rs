@@ -95,11 +95,28 @@ pub(super) fn copy(cpu: &Cpu, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, le
         (Dtype::F32, Dtype::F32) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
         (Dtype::F32, Dtype::Bf16) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.bf16()[x_at..][..len]),
         (Dtype::Bf16, Dtype::F32) => convert(cpu, &mut y.bf16_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
-        (Dtype::Bf16, Dtype::Bf16) => {
-            y.bf16_mut()[y_at..][..len].copy_from_slice(&x.bf16()[x_at..][..len]);
-        }
+        (Dtype::Bf16, Dtype::Bf16) => same(cpu, &mut y.bf16_mut()[y_at..][..len], &x.bf16()[x_at..][..len]),
         _ => panic!("groups of {x:?} cannot be copied to {y:?}"),
     }
+}
+
+/// See [`crate::Device::copy_within`].
+pub(super) fn copy_within(cpu: &Cpu, y: &mut Buf, to: usize, from: usize, len: usize) {
+    let size = y.dtype().size();
+    let (to, from, len) = (to * size, from * size, len * size);
+    let y = y.bytes_mut();
+    assert!(to.abs_diff(from) >= len, "parts that overlap");
+    let (low, high) = y.split_at_mut(to.max(from));
+    let (y, x) = if to < from { (&mut low[to..], &*high) } else { (high, &low[from..]) };
+    same(cpu, &mut y[..len], &x[..len]);
+}
+
+/// `y = x`, by all threads.
+fn same<T: Copy + Send + Sync>(cpu: &Cpu, y: &mut [T], x: &[T]) {
+    let grain = GRAIN * size_of::<f32>() / size_of::<T>();
+    cpu.split(size_of_val(x) / size_of::<f32>(), Runs::new(y, grain), |index, y: &mut [T]| {
+        y.copy_from_slice(&x[index * grain..][..y.len()]);
+    });
 }
 
 /// See [`crate::Device::fill`].

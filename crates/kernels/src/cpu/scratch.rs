@@ -3,15 +3,14 @@
 
 use std::cell::RefCell;
 
-use bytemuck::{Pod, Zeroable};
+use crate::mem::{HUGE, Mem};
 
-/// A cache line, for alignment.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([f32; 16]);
+/// Bytes from which on memory is taken as whole huge pages: loops over packed operands and unfinished sums jump
+/// from one page to the next, and a processor remembers the addresses of a hundred at its fastest.
+const LARGE: usize = 64 << 10;
 
 thread_local! {
-    static FREE: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<Mem>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `f` with `len` floats of this thread's working memory, 64-byte aligned and of any content.
@@ -20,13 +19,12 @@ thread_local! {
 /// and each grows to the largest size asked of it at its depth. Kernels call this before they enter their
 /// tier, because a closure is not sure to be inlined.
 pub(super) fn floats<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
-    let mut memory = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
-    let lines = len.div_ceil(16);
-    if memory.len() < lines {
-        // The old content is not worth copying.
-        memory = bytemuck::zeroed_vec(lines);
-    }
-    let result = f(&mut bytemuck::cast_slice_mut(&mut memory)[..len]);
+    let bytes = len * size_of::<f32>();
+    let kept = FREE.with_borrow_mut(Vec::pop).filter(|memory| memory.bytes().len() >= bytes);
+    // The content of what is too small is not worth copying.
+    let mut memory =
+        kept.unwrap_or_else(|| Mem::zeroed(if bytes < LARGE { bytes } else { bytes.next_multiple_of(HUGE) }));
+    let result = f(bytemuck::cast_slice_mut(&mut memory.bytes_mut()[..bytes]));
     FREE.with_borrow_mut(|free| free.push(memory));
     result
 }

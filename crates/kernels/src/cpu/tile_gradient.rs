@@ -208,25 +208,29 @@ impl Product<'_> {
         let a = A { x: &self.a.x[row / SIDE * self.a.tile + from * self.a.step..], ..self.a };
         let columns = c.width.div_ceil(SIDE);
         let last = from + steps == self.steps;
+        let b = self.b.at(from, c.start / SIDE);
+        if !last {
+            let (pairs, single) = sums.split_at_mut(columns / 2 * 2 * PANEL * SIDE);
+            let ahead = Ahead::nothing(b.x);
+            tiles.sums_bf16(pairs, a, b, steps, from == 0, |_| ahead);
+            if !columns.is_multiple_of(2) {
+                let b = self.b.at(from, c.start / SIDE + columns - 1);
+                tiles.product_bf16::<2, 1>(single, a, b, steps, from == 0, ahead);
+            }
+            return;
+        }
         let mut done = [0.0; PANEL * 2 * SIDE];
         for n in (0..columns).step_by(2) {
             let pair = (columns - n).min(2);
             let b = self.b.at(from, c.start / SIDE + n);
-            let sums = sums.get_mut(n * PANEL * SIDE..).unwrap_or_default();
-            let (before, sums): (&[f32], &mut [f32]) = if last { (sums, &mut done) } else { (&[], sums) };
-            let start = match from {
-                0 => Start::Zero,
-                _ if last => Start::From(before),
-                _ => Start::Own,
-            };
+            let before = sums.get(n * PANEL * SIDE..).unwrap_or_default();
+            let start = if from == 0 { Start::Zero } else { Start::From(before) };
             let ahead = Ahead::nothing(b.x);
             match pair {
-                2 => tiles.product_bf16::<2, 2>(sums, a, b, steps, start, ahead),
-                _ => tiles.product_bf16::<2, 1>(sums, a, b, steps, start, ahead),
+                2 => tiles.product_bf16::<2, 2>(&mut done, a, b, steps, start, ahead),
+                _ => tiles.product_bf16::<2, 1>(&mut done, a, b, steps, start, ahead),
             }
-            if last {
-                finish(amx, c, &done, p * PANEL, n * SIDE, pair);
-            }
+            finish(amx, c, &done, p * PANEL, n * SIDE, pair);
         }
     }
 }

@@ -194,27 +194,49 @@ impl Chunk<'_> {
             self.copy_panel(amx, copy, r, rows);
             A::rows(&copy[block.from * STEP..], self.steps * STEP, STEP)
         };
-        let last = block.from + block.steps == self.steps;
+        let b = B { x: &self.packed[block.from * SIDE * STEP..], tile: self.steps * STEP * SIDE };
+        if block.from + block.steps < self.steps {
+            self.add(tiles, sums, r, (a, b), block);
+        } else {
+            self.complete(amx, tiles, sums, r, (a, b), block);
+        }
+    }
+
+    /// Adds a block of `in` to the sums of the panel from row `r`.
+    fn add(&self, tiles: &Configured, sums: &mut [f32], r: usize, (a, b): Operands, block: Depth) {
+        let first = block.from == 0;
+        let whole = block.token_tiles / 2 * 2;
+        let (pairs, single) = sums.split_at_mut(whole * PANEL * SIDE);
+        tiles.sums_bf16(pairs, a, b, block.steps, first, |n| self.ahead(r, 2 * n, block));
+        if whole < block.token_tiles {
+            let b = B { x: &b.x[whole * b.tile..], ..b };
+            tiles.product_bf16::<2, 1>(single, a, b, block.steps, first, self.ahead(r, whole, block));
+        }
+    }
+
+    /// Adds the last block of `in` to the sums of the panel from row `r` and writes them as outputs.
+    fn complete(
+        &mut self,
+        amx: Amx,
+        tiles: &Configured,
+        sums: &[f32],
+        r: usize,
+        (a, b): Operands,
+        block: Depth,
+    ) {
+        let rows = PANEL.min(self.y.width - r);
         let mut done = [0.0; PANEL * 2 * SIDE];
         for n in (0..block.token_tiles).step_by(2) {
             let pair = (block.token_tiles - n).min(2);
             let ahead = self.ahead(r, n, block);
-            let tile = self.steps * STEP * SIDE;
-            let b = B { x: &self.packed[n * tile + block.from * SIDE * STEP..], tile };
-            let sums = sums.get_mut(n * PANEL * SIDE..).unwrap_or_default();
-            let (before, sums): (&[f32], &mut [f32]) = if last { (sums, &mut done) } else { (&[], sums) };
-            let start = match block.from {
-                0 => Start::Zero,
-                _ if last => Start::From(before),
-                _ => Start::Own,
-            };
+            let b = B { x: &b.x[n * b.tile..], ..b };
+            let before = sums.get(n * PANEL * SIDE..).unwrap_or_default();
+            let start = if block.from == 0 { Start::Zero } else { Start::From(before) };
             match pair {
-                2 => tiles.product_bf16::<2, 2>(sums, a, b, block.steps, start, ahead),
-                _ => tiles.product_bf16::<2, 1>(sums, a, b, block.steps, start, ahead),
+                2 => tiles.product_bf16::<2, 2>(&mut done, a, b, block.steps, start, ahead),
+                _ => tiles.product_bf16::<2, 1>(&mut done, a, b, block.steps, start, ahead),
             }
-            if last {
-                self.finish_many(amx, &done, r, rows, n, pair);
-            }
+            self.finish_many(amx, &done, r, rows, n, pair);
         }
     }
 
@@ -254,6 +276,9 @@ impl Chunk<'_> {
         }
     }
 }
+
+/// A panel of weights, and tokens.
+type Operands<'a> = (A<'a, bf16>, B<'a, bf16>);
 
 /// Steps `from ..+ steps` along `in`, of blocks of `depth` steps, for a number of tiles of tokens.
 #[derive(Clone, Copy)]
