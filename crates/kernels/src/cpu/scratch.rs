@@ -6,8 +6,9 @@ use std::cell::RefCell;
 use crate::mem::{HUGE, Mem};
 
 /// Bytes from which on memory is taken as whole huge pages: loops over packed operands and unfinished sums jump
-/// from one page to the next, and a processor remembers the addresses of a hundred at its fastest.
-const LARGE: usize = 64 << 10;
+/// from one page to the next, and a processor remembers the addresses of a hundred at its fastest. Each thread keeps
+/// such memory, so what would leave most of a huge page empty does not get one.
+const LARGE: usize = 256 << 10;
 
 thread_local! {
     static FREE: RefCell<Vec<Mem>> = const { RefCell::new(Vec::new()) };
