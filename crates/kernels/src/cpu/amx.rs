@@ -22,7 +22,7 @@ use half::bf16;
 /// Rows of a tile, and most columns of it.
 pub(super) const SIDE: usize = 16;
 /// Bytes of a cache line, and of a row of a whole tile.
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 /// Elements of bf16 along the sum that one step takes.
 pub(super) const STEP: usize = 32;
 /// Elements of int8 along the sum that one step takes.
@@ -564,8 +564,8 @@ impl Tiles {
                 "prefetcht1 [{p1}]",
                 "add {a0}, {a_step}",
                 "add {a1}, {a_step}",
-                "add {b0}, 1024",
-                "add {b1}, 1024",
+                "add {b0}, {b_step}",
+                "add {b1}, {b_step}",
                 "prefetcht1 [{p2}]",
                 "prefetcht1 [{p2} + 64]",
                 "add {p0}, 64",
@@ -599,6 +599,7 @@ impl Tiles {
                 a_row = in(reg) l.a_row,
                 b_row = in(reg) l.b_row,
                 a_step = in(reg) l.a_step,
+                b_step = in(reg) l.b_step,
                 options(nostack),
             );
         }
@@ -711,5 +712,41 @@ impl Tiles {
             );
         }
         (rounds.max(1) * 4 * 2 * SIDE * STEP * self.columns) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(n: usize) -> Vec<bf16> {
+        (0..n).map(|i| bf16::from_f32((i * 37 % 101) as f32 - 50.3)).collect()
+    }
+
+    #[test]
+    fn sums_of_pairs_are_the_bits_of_their_products() {
+        let Some(amx) = Amx::detect() else {
+            eprintln!("NOT TESTED: this machine lacks tiles");
+            return;
+        };
+        const PAIR: usize = 4 * SIDE * SIDE;
+        let tiles = Tiles::new(amx, SIDE);
+        for (pairs, steps) in [(0, 3), (1, 1), (1, 8), (3, 2), (5, 8)] {
+            let (a, b) = (numbers(2 * SIDE * steps * STEP), numbers(2 * pairs * steps * SIDE * STEP));
+            let a = A::rows(&a, steps * STEP, STEP);
+            let b = B { x: &b, tile: steps * SIDE * STEP };
+            let (mut sums, mut products) = (vec![f32::NAN; pairs * PAIR], vec![f32::NAN; pairs * PAIR]);
+            // Sums from zero, then on from what they are.
+            for first in [true, false] {
+                tiles.sums_bf16(&mut sums, a, b, steps, first, |_| Ahead::nothing(b.x));
+                for (n, c) in products.chunks_exact_mut(PAIR).enumerate() {
+                    let b = B { x: &b.x[2 * n * b.tile..], ..b };
+                    tiles.product_bf16::<2, 2>(c, a, b, steps, first, Ahead::nothing(b.x));
+                }
+                assert!(sums.iter().all(|x| x.is_finite()));
+                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&sums), bits(&products), "{pairs} pairs, {steps} steps");
+            }
+        }
     }
 }

@@ -13,12 +13,10 @@ use std::arch::x86_64::*;
 
 use half::bf16;
 
-use super::amx::{Amx, SIDE, STEP};
+use super::amx::{Amx, LINE, SIDE, STEP};
 
 /// Pairs along the sum in a tile.
 const PAIRS: usize = STEP / 2;
-/// Bytes of a line of the caches.
-const LINE: usize = 64;
 
 /// A row-major array that is read in blocks; rows and columns beyond its sizes read as zero.
 #[derive(Clone, Copy)]

@@ -92,7 +92,7 @@ pub(super) fn download(cpu: &Cpu, y: &mut [f32], x: &Buf, at: usize) {
 /// See [`crate::Device::copy`].
 pub(super) fn copy(cpu: &Cpu, y: &mut Buf, y_at: usize, x: &Buf, x_at: usize, len: usize) {
     match (y.dtype(), x.dtype()) {
-        (Dtype::F32, Dtype::F32) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
+        (Dtype::F32, Dtype::F32) => same(cpu, &mut y.f32_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
         (Dtype::F32, Dtype::Bf16) => convert(cpu, &mut y.f32_mut()[y_at..][..len], &x.bf16()[x_at..][..len]),
         (Dtype::Bf16, Dtype::F32) => convert(cpu, &mut y.bf16_mut()[y_at..][..len], &x.f32()[x_at..][..len]),
         (Dtype::Bf16, Dtype::Bf16) => same(cpu, &mut y.bf16_mut()[y_at..][..len], &x.bf16()[x_at..][..len]),
