@@ -79,6 +79,55 @@ fn a_training_step_is_measured_by_preset_and_by_recipe() {
     assert!(refused.fails(2).contains("f16"), "{}", refused.err);
 }
 
+/// Demands that a profile's kernels, with what lies outside of them, are all of the time, longest first.
+#[track_caller]
+fn whole(profile: &Value, test: &str, kernels: &[&str]) {
+    assert_eq!(profile["test"], test);
+    positive(profile, &["seconds"]);
+    let lines = profile["kernels"].as_array().unwrap();
+    let shares: Vec<_> = lines.iter().map(|line| line["share"].as_f64().unwrap()).collect();
+    let outside = profile["share_outside_of_kernels"].as_f64().unwrap();
+    assert!(shares.is_sorted_by(|a, b| a >= b) && (0.0..1.0).contains(&outside), "{profile}");
+    assert!((shares.iter().sum::<f64>() + outside - 1.0).abs() < 1e-9, "{profile}");
+    for line in lines {
+        positive(line, &["calls", "seconds", "share", "gbps", "fraction_of_read"]);
+    }
+    for kernel in kernels {
+        let line =
+            lines.iter().find(|line| line["kernel"].as_str().unwrap().split(' ').next() == Some(kernel));
+        let line = line.unwrap_or_else(|| panic!("{kernel} in {profile}"));
+        let counts = kernel.starts_with("linear") || kernel.starts_with("attention");
+        assert_eq!(
+            line["tera_operations"].is_number() && line["fraction_of_gemm"].is_number(),
+            counts,
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_profile_shows_every_kernel() {
+    let bench = Bench::with_model();
+    let found = bench.run(["bench", "-m", "m", "--pp", "8", "--tg", "3", "--profile", "--json"]).json();
+    let profiles = found["profiles"].as_array().unwrap();
+    assert_eq!(profiles.len(), 2);
+    for (profile, test) in profiles.iter().zip(["pp8", "tg3"]) {
+        whole(profile, test, &["linear", "scan", "conv", "attention", "rmsnorm", "embed"]);
+    }
+    // Only what counts is timed: three repetitions of one pass, which looks up its tokens once.
+    let embed = profiles[0]["kernels"].as_array().unwrap().iter().find(|line| line["kernel"] == "embed");
+    assert_eq!(embed.unwrap()["calls"], 3);
+
+    let args = ["bench", "--train", "tiny", "--tokens", "32", "-r", "2", "--profile", "--json"];
+    let found = bench.run(args).json();
+    let expected = ["linear", "linear_dx", "linear_dw", "scan", "scan_bwd", "attention_bwd", "adamw"];
+    whole(&found["profiles"][0], "train tiny t32", &expected);
+
+    let run = bench.run(["bench", "-m", "m", "--pp", "8", "--tg", "0", "-r", "1", "--profile"]).ok();
+    assert!(run.out.contains("| kernel") && run.out.contains("| outside of kernels"), "{}", run.out);
+    assert!(bench.run(["bench", "--gemm", "--profile"]).fails(2).contains("--profile"));
+}
+
 #[test]
 fn text_is_a_table_as_llama_bench_prints() {
     let bench = Bench::with_model();

@@ -109,7 +109,7 @@ fn product(dev: &dyn Device, dtype: Dtype, repetitions: u32) -> anyhow::Result<f
     let map = Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w: &w, bias: None };
     let best = || (0..CALLS).map(|_| seconds(|| dev.linear(&mut y, map))).fold(f64::INFINITY, f64::min);
     let mut best = best;
-    let times = repeat(repetitions, || Ok(best()))?;
+    let times = repeat(repetitions, |_| Ok(best()))?;
     Ok((2 * t * i * o) as f64 / times.into_iter().fold(f64::INFINITY, f64::min))
 }
 
@@ -156,9 +156,9 @@ fn scan(dev: &dyn Device, repetitions: u32) -> anyhow::Result<Comparison> {
         d_e: &d_e,
         dt_bias_e: &dt_bias_e,
     };
-    let ours = repeat(repetitions, || Ok(seconds(|| dev.scan(&mut y, Some(&mut state), None, args))))?;
+    let ours = repeat(repetitions, |_| Ok(seconds(|| dev.scan(&mut y, Some(&mut state), None, args))))?;
     let mut plain_y = vec![0.0; t * e];
-    let theirs = repeat(repetitions, || Ok(seconds(|| plain_scan(&mut plain_y, &host, dev.threads()))))?;
+    let theirs = repeat(repetitions, |_| Ok(seconds(|| plain_scan(&mut plain_y, &host, dev.threads()))))?;
     check(dev, &y, &plain_y);
     let best = |times: Vec<f64>| times.into_iter().fold(f64::INFINITY, f64::min);
     let (seconds, plain_seconds) = (best(ours), best(theirs));

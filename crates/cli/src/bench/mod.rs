@@ -3,6 +3,8 @@
 pub(crate) mod kernels;
 pub(crate) mod limits;
 pub(crate) mod model;
+pub(crate) mod profile;
+pub(crate) mod timed;
 pub(crate) mod train;
 
 use std::time::Instant;
@@ -23,6 +25,7 @@ pub(crate) struct Plan {
     pub(crate) batches: Vec<usize>,
     pub(crate) repetitions: u32,
     pub(crate) first_token: bool,
+    pub(crate) profile: bool,
     pub(crate) seed: u64,
     pub(crate) load: LoadArgs,
 }
@@ -120,16 +123,17 @@ fn mean_and_deviation(values: &[f64]) -> (f64, f64) {
     (mean, if values.len() < 2 { 0.0 } else { (squares / (n - 1.0)).sqrt() })
 }
 
-/// Seconds of each of `repetitions` calls, after one that does not count. Stops between two when the user asks.
+/// Seconds of each of `repetitions` calls, after one that does not count; a call is told whether it does. Stops
+/// between two when the user asks.
 pub(crate) fn repeat(
     repetitions: u32,
-    mut call: impl FnMut() -> anyhow::Result<f64>,
+    mut call: impl FnMut(bool) -> anyhow::Result<f64>,
 ) -> anyhow::Result<Vec<f64>> {
-    call()?;
+    call(false)?;
     (0..repetitions)
         .map(|_| {
             interrupt::check("nothing was measured")?;
-            call()
+            call(true)
         })
         .collect()
 }

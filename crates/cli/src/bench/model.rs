@@ -8,10 +8,12 @@ use anyhow::bail;
 use serde::Serialize;
 use zamba::session::PREFILL_CHUNK;
 use zamba::{Batch, Session, State, Workspace, Zamba};
-use zamba_kernels::Dtype;
 use zamba_kernels::cpu::Cpu;
+use zamba_kernels::{Device, Dtype};
 
 use super::limits::{Limits, Machine};
+use super::profile::{Profile, Taken, watched};
+use super::timed::Timed;
 use super::{PerToken, Plan, Row, Tokens, print, repeat, seconds};
 use crate::cost::Cost;
 use crate::progress::{Progress, Unit};
@@ -32,6 +34,8 @@ struct Document {
     peak_bytes: Option<u64>,
     first_token: Option<FirstToken>,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profiles: Vec<Profile>,
 }
 
 /// From the start of loading to the first generated token, beside reading the same files and doing nothing.
@@ -101,11 +105,13 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     }
     let mut limits = Limits::new(cpu.clone());
     limits.measure();
+    let watch = plan.profile.then(|| Arc::new(Timed::new(cpu.clone())));
+    let device: Arc<dyn Device> = watch.clone().map_or(cpu as _, |watch| watch as _);
     let read_seconds = if plan.first_token { Some(read_files(folder)?) } else { None };
     system::forget_peak();
     let start = Instant::now();
     let checkpoint = common::open(folder, plan.load)?;
-    let model = common::load_on(&checkpoint, cpu.clone(), plan.load)?;
+    let model = common::load_on(&checkpoint, device, plan.load)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let first_token = read_seconds.map(|read_seconds| {
         Session::new(&model, 2).feed(&[1]);
@@ -118,18 +124,22 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     let cost = Cost::of_model(&model, probe.kv_bytes_per_token() as u64);
     drop(probe);
     let mut progress = Progress::new("measuring", tests.len() as u64, Unit::Items("tests"));
-    let mut rows = vec![];
+    let (mut rows, mut taken) = (vec![], vec![]);
     for test in &tests {
         progress.say(&test.name());
-        let speeds = measure(&model, &cost, *test, plan)?;
+        let speeds = measure(&model, &cost, *test, plan, watch.as_deref())?;
         rows.push(Row::new(test.name(), &speeds, test.per_token(&cost)));
+        let tokens = (test.tokens * test.batch) as f64;
+        let seconds = speeds.iter().map(|speed| tokens / speed).sum();
+        let kernels = watch.iter().map(|watch| watch.take());
+        taken.extend(kernels.map(|kernels| Taken { test: test.name(), seconds, kernels }));
         progress.add(1);
     }
     drop(progress);
     let peak_bytes = system::peak_memory();
     limits.measure();
-    let matrices = matrix_type(&model);
-    rows.iter_mut().for_each(|row| row.beside(limits.read(), limits.arithmetic(matrices)));
+    let (read, arithmetic) = (limits.read(), limits.arithmetic(matrix_type(&model)));
+    rows.iter_mut().for_each(|row| row.beside(read, arithmetic));
     let document = Document {
         machine: limits.machine(),
         model: folder.display().to_string(),
@@ -140,6 +150,7 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
         peak_bytes,
         first_token,
         rows,
+        profiles: taken.into_iter().map(|taken| taken.beside(read, arithmetic)).collect(),
     };
     if json { out::json(&document) } else { document.print() }
 }
@@ -150,8 +161,14 @@ fn matrix_type(model: &Zamba) -> Dtype {
     inner.map_or(Dtype::F32, |(_, param)| param.mat().dtype())
 }
 
-/// Speeds in tokens per second.
-fn measure(model: &Zamba, cost: &Cost, test: Test, plan: &Plan) -> anyhow::Result<Vec<f64>> {
+/// Speeds in tokens per second of the repetitions, which a watch looks at.
+fn measure(
+    model: &Zamba,
+    cost: &Cost,
+    test: Test,
+    plan: &Plan,
+    watch: Option<&Timed>,
+) -> anyhow::Result<Vec<f64>> {
     let context = test.depth + test.tokens;
     // Sequences with a past are kept a second time, to begin anew from.
     let slots = if test.depth > 0 { 2 * test.batch } else { test.batch };
@@ -163,7 +180,7 @@ fn measure(model: &Zamba, cost: &Cost, test: Test, plan: &Plan) -> anyhow::Resul
     if test.depth > 0 {
         prompt(model, &workspace, &mut state, test.batch..slots, &mut tokens, test.depth)?;
     }
-    let times = repeat(plan.repetitions, || {
+    let times = repeat(plan.repetitions, |counts| {
         for slot in 0..test.batch {
             match test.depth {
                 0 => state.reset(slot),
@@ -171,11 +188,13 @@ fn measure(model: &Zamba, cost: &Cost, test: Test, plan: &Plan) -> anyhow::Resul
             }
         }
         let start = Instant::now();
-        if test.prompt {
-            prompt(model, &workspace, &mut state, 0..test.batch, &mut tokens, test.tokens)?;
-        } else {
-            generate(model, &workspace, &mut state, test.batch, &mut tokens, test.tokens)?;
-        }
+        watched(watch.filter(|_| counts), || {
+            if test.prompt {
+                prompt(model, &workspace, &mut state, 0..test.batch, &mut tokens, test.tokens)
+            } else {
+                generate(model, &workspace, &mut state, test.batch, &mut tokens, test.tokens)
+            }
+        })?;
         Ok(start.elapsed().as_secs_f64())
     })?;
     Ok(times.iter().map(|time| (test.tokens * test.batch) as f64 / time).collect())
@@ -289,7 +308,10 @@ impl Document {
                  {read_seconds:.2} s of reading the files"
             ))?;
         }
-        if self.rows.is_empty() { Ok(()) } else { print(&self.rows) }
+        if !self.rows.is_empty() {
+            print(&self.rows)?;
+        }
+        self.profiles.iter().try_for_each(Profile::print)
     }
 }
 
@@ -310,6 +332,7 @@ mod tests {
             batches: vec![1, 8],
             repetitions: 1,
             first_token: false,
+            profile: false,
             seed: 0,
             load: LoadArgs::COPY,
         };

@@ -16,6 +16,8 @@ use zamba_train::state::RunState;
 use zamba_train::{Recipe, mfu, step};
 
 use super::limits::{Limits, Machine};
+use super::profile::{Profile, Taken, watched};
+use super::timed::Timed;
 use super::{Tokens, repeat, table};
 use crate::common::DtypeName;
 use crate::error::Stop;
@@ -28,6 +30,7 @@ pub(crate) struct Wishes {
     pub(crate) rows: Option<usize>,
     pub(crate) dtype: Option<DtypeName>,
     pub(crate) repetitions: u32,
+    pub(crate) profile: bool,
     pub(crate) seed: u64,
 }
 
@@ -52,6 +55,8 @@ struct Document {
     dtype: &'static str,
     peak_bytes: Option<u64>,
     rows: Vec<Row>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    profiles: Vec<Profile>,
 }
 
 /// A training step and its speed beside the arithmetic limit.
@@ -91,16 +96,24 @@ pub(crate) fn run(cpu: Arc<Cpu>, what: &Path, wishes: &Wishes, json: bool) -> an
     let mut limits = Limits::new(cpu.clone());
     limits.measure();
     system::forget_peak();
-    let times = step.measure(cpu, wishes)?;
+    let watch = wishes.profile.then(|| Arc::new(Timed::new(cpu.clone())));
+    let device = watch.clone().map_or(cpu as _, |watch| watch as _);
+    let times = step.measure(device, wishes, watch.as_deref())?;
     let peak_bytes = system::peak_memory();
     limits.measure();
-    let row = step.row(&times, limits.arithmetic(step.format));
+    let arithmetic = limits.arithmetic(step.format);
+    let row = step.row(&times, arithmetic);
+    let taken = watch.map(|watch| {
+        let seconds = times.iter().map(Seconds::sum).sum();
+        Taken { test: row.test.clone(), seconds, kernels: watch.take() }
+    });
     let document = Document {
         machine: limits.machine(),
         parameters: step.config.parameters(),
         dtype: if step.format == Dtype::Bf16 { "bfloat16" } else { "float32" },
         peak_bytes,
         rows: vec![row],
+        profiles: taken.into_iter().map(|taken| taken.beside(limits.read(), arithmetic)).collect(),
     };
     if json { out::json(&document) } else { document.print() }
 }
@@ -148,9 +161,13 @@ impl Step {
         })
     }
 
-    /// Seconds of each repetition.
-    fn measure(&self, cpu: Arc<Cpu>, wishes: &Wishes) -> anyhow::Result<Vec<Seconds>> {
-        let device: Arc<dyn Device> = cpu;
+    /// Seconds of each repetition, which a watch looks at.
+    fn measure(
+        &self,
+        device: Arc<dyn Device>,
+        wishes: &Wishes,
+        watch: Option<&Timed>,
+    ) -> anyhow::Result<Vec<Seconds>> {
         let config = ZambaConfig { dtype: FileDtype::F32, ..self.config.clone() };
         let mut state = RunState::new(&config, &*device, wishes.seed);
         let mut model = step::model(&config, &device, self.format, &state);
@@ -159,29 +176,30 @@ impl Step {
         let mut tokens = Tokens::new(wishes.seed, config.vocab_size);
         let scale = 1.0 / (self.passes * self.rows * self.sequence) as f32;
         let mut all = vec![];
-        repeat(wishes.repetitions, || {
-            let mut spent = Seconds::default();
-            let mut clock = Clock(Instant::now());
-            for _ in 0..self.passes {
-                interrupt::check("nothing was measured")?;
-                let mut batch = Batch::default();
-                (0..self.rows).for_each(|row| batch.push(row, 0, &tokens.take(self.sequence)));
-                let targets = tokens.take(self.rows * self.sequence);
-                let mut ctx = workspace.train(batch, self.recompute);
-                let hidden = model.forward(&mut ctx);
-                spent.forward += clock.lap();
-                // The loss and its gradient come with the way back.
-                model.backward(ctx, hidden, &targets, scale, &mut grads);
-                spent.backward += clock.lap();
-            }
-            let norm = step::norm(&*device, &grads);
-            step::update(&mut model, &mut state, &*device, &mut grads, &self.optimiser, 1e-4, norm);
-            spent.optimiser = clock.lap();
-            all.push(spent);
-            Ok(spent.sum())
+        repeat(wishes.repetitions, |counts| {
+            watched(watch.filter(|_| counts), || {
+                let mut spent = Seconds::default();
+                let mut clock = Clock(Instant::now());
+                for _ in 0..self.passes {
+                    interrupt::check("nothing was measured")?;
+                    let mut batch = Batch::default();
+                    (0..self.rows).for_each(|row| batch.push(row, 0, &tokens.take(self.sequence)));
+                    let targets = tokens.take(self.rows * self.sequence);
+                    let mut ctx = workspace.train(batch, self.recompute);
+                    let hidden = model.forward(&mut ctx);
+                    spent.forward += clock.lap();
+                    // The loss and its gradient come with the way back.
+                    model.backward(ctx, hidden, &targets, scale, &mut grads);
+                    spent.backward += clock.lap();
+                }
+                let norm = step::norm(&*device, &grads);
+                step::update(&mut model, &mut state, &*device, &mut grads, &self.optimiser, 1e-4, norm);
+                spent.optimiser = clock.lap();
+                all.extend(counts.then_some(spent));
+                Ok(spent.sum())
+            })
         })?;
-        // The first was to warm up.
-        Ok(all.split_off(1))
+        Ok(all)
     }
 
     fn row(&self, times: &[Seconds], flops: f64) -> Row {
@@ -237,6 +255,7 @@ impl Document {
             ]
         };
         let heads = ["test", "t/s", "GFLOP/token", "of arithmetic", "forward s", "backward s", "optimiser s"];
-        table(&heads, &self.rows.iter().map(cells).collect::<Vec<_>>())
+        table(&heads, &self.rows.iter().map(cells).collect::<Vec<_>>())?;
+        self.profiles.iter().try_for_each(Profile::print)
     }
 }

@@ -17,7 +17,7 @@ use crate::error::Stop;
     and then -r times; the speed is the mean. The limits, plain reading of memory and arithmetic from registers on \
     all threads, are measured before and after in the same run, and the best counts.\n\n\
     Examples:\n  zamba bench -m zamba-7b --pp 512 --tg 32\n  zamba bench -m zamba-7b --pp 0 --tg 32 --batch 1,8 --json\n  \
-    zamba bench --gemm\n  zamba bench --train 130m --tokens 1024"
+    zamba bench --gemm\n  zamba bench --train 130m --tokens 1024 --profile"
 )]
 pub(crate) struct Args {
     /// A folder as Hugging Face transformers writes it, or the id of a model on the hub.
@@ -52,6 +52,9 @@ pub(crate) struct Args {
     /// Also take the time from the start to the first token, beside that of reading the files.
     #[arg(long)]
     first_token: bool,
+    /// Also show where the time goes: every kernel beside the limits.
+    #[arg(long, conflicts_with = "gemm")]
+    profile: bool,
     /// Tokens per row of a training step [default: 1024, or as the recipe says]; --batch gives the rows.
     #[arg(long, value_name = "N", requires = "train")]
     #[arg(value_parser = parse_tokens)]
@@ -86,6 +89,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             rows: batches.first().copied(),
             dtype: args.dtype,
             repetitions: args.repetitions,
+            profile: args.profile,
             seed: args.seed,
         };
         return bench::train::run(cpu, what, &wishes, args.json);
@@ -101,6 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         batches: if batches.is_empty() { vec![1] } else { batches },
         repetitions: args.repetitions,
         first_token: args.first_token,
+        profile: args.profile,
         seed: args.seed,
         load: args.load,
     };

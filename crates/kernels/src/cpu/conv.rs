@@ -23,14 +23,6 @@ fn check(y: &Buf, a: &Conv) {
     assert!(a.k > 0 && a.spans.iter().all(|s| s.start + s.len <= a.t), "spans of a convolution");
 }
 
-/// Copies the even elements of `xz` to `signal`.
-#[inline(always)]
-fn evens(signal: &mut [f32], xz: &[f32]) {
-    for (s, xz) in signal.iter_mut().zip(xz.as_chunks::<2>().0) {
-        *s = xz[0];
-    }
-}
-
 /// See [`crate::Device::conv`].
 pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
     check(y, &a);
@@ -48,7 +40,7 @@ pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
         });
     });
     if let Some(window) = window {
-        move_window(window.f32_mut(), &a);
+        move_window(cpu, window.f32_mut(), channels);
     }
 }
 
@@ -58,19 +50,40 @@ fn width(cpu: &Cpu, e: usize) -> usize {
 }
 
 /// Leaves the last `k - 1` inputs of each span in its slot.
-fn move_window(window: &mut [f32], a: &Conv) {
-    let (xz, keep) = (a.xz.f32(), a.k - 1);
-    for s in a.spans {
-        let slot = &mut window[s.slot * keep * a.e..][..keep * a.e];
-        for j in 0..keep {
-            // Input `at` of the span, `keep` later than counted; the window holds the first `keep` of them.
-            let at = s.len + j;
-            if at >= keep {
-                evens(&mut slot[j * a.e..][..a.e], &xz[(s.start + at - keep) * 2 * a.e..][..2 * a.e]);
-            } else if s.pos > 0 {
-                slot.copy_within(at * a.e..(at + 1) * a.e, j * a.e);
-            } else {
-                slot[j * a.e..][..a.e].fill(0.0);
+fn move_window(cpu: &Cpu, window: &mut [f32], a: Channels) {
+    let tiles = Tiles::columns(window, a.e, Columns::all(a.e, width(cpu, a.e)));
+    cpu.split(a.spans.len() * (a.k - 1) * a.e, tiles, |_, window: Tile<f32>| {
+        cpu.isa.run(Move { window, channels: a });
+    });
+}
+
+struct Move<'a> {
+    /// `[slots * (k - 1), width]`
+    window: Tile<'a, f32>,
+    channels: Channels<'a>,
+}
+
+impl Op for Move<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn eval<S: Tier>(mut self) {
+        let (a, keep) = (self.channels, self.channels.k - 1);
+        for s in a.spans {
+            for j in 0..keep {
+                // Input `at` of the span, `keep` later than counted; the window holds the first `keep` of them.
+                let (at, row) = (s.len + j, s.slot * keep + j);
+                if at >= keep {
+                    let xz = &a.xz[((s.start + at - keep) * a.e + self.window.start) * 2..];
+                    let to = self.window.row_mut(row);
+                    for (to, xz) in to.chunks_mut(LANES).zip(xz.chunks(2 * LANES)) {
+                        V::<S>::evens(xz).store_part(to);
+                    }
+                } else if s.pos > 0 {
+                    self.window.copy_row(row, s.slot * keep + at);
+                } else {
+                    self.window.row_mut(row).fill(0.0);
+                }
             }
         }
     }

@@ -18,6 +18,9 @@ use super::amx::{Amx, LINE, SIDE, STEP};
 /// Pairs along the sum in a tile.
 const PAIRS: usize = STEP / 2;
 
+/// Rows of a tile that is written, wherever they lie.
+pub(super) type Rows<'a> = [&'a mut [f32; SIDE]; SIDE];
+
 /// A row-major array that is read in blocks; rows and columns beyond its sizes read as zero.
 #[derive(Clone, Copy)]
 pub(super) struct Block<'a, T> {
@@ -177,9 +180,14 @@ impl Amx {
     /// alone, if the rows begin with a line of them; see [`Amx::settle`].
     ///
     /// # Panics
-    /// If a row of `y`, or `bias`, has not 16 elements.
-    pub(super) fn transpose(self, y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>, past: bool) {
-        assert!(x.len() == SIDE * SIDE && y.iter().all(|y| y.len() == SIDE), "16 x 16 numbers");
+    /// If `bias` has not 16 elements.
+    pub(super) fn transpose(
+        self,
+        y: &mut Rows<'_>,
+        x: &[f32; SIDE * SIDE],
+        bias: Option<&[f32]>,
+        past: bool,
+    ) {
         assert!(bias.is_none_or(|b| b.len() == SIDE), "a bias of 16");
         let past = past && y.iter().all(|y| y.as_ptr().addr().is_multiple_of(LINE));
         // SAFETY: `self` proves the features.
@@ -205,11 +213,7 @@ impl Amx {
     }
 
     /// Adds the 16 x 16 numbers of `x` to the rows of `y`.
-    ///
-    /// # Panics
-    /// If a row of `y` has not 16 elements.
-    pub(super) fn add_rows(self, y: [&mut [f32]; SIDE], x: &[f32]) {
-        assert!(x.len() == SIDE * SIDE && y.iter().all(|y| y.len() == SIDE), "16 x 16 numbers");
+    pub(super) fn add_rows(self, y: &mut Rows<'_>, x: &[f32; SIDE * SIDE]) {
         // SAFETY: `self` proves the features.
         unsafe { add_rows(y, x) }
     }
@@ -287,7 +291,7 @@ fn pack_beside(out: &mut [bf16], a: &[f32], b: &[f32]) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn transpose<const PAST: bool>(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[f32]>) {
+fn transpose<const PAST: bool>(y: &mut Rows<'_>, x: &[f32; SIDE * SIDE], bias: Option<&[f32]>) {
     // SAFETY: compiled with the features; loads and stores of 16 numbers are the rows, which the caller checked; they are
     // aligned to lines when they go past the caches.
     unsafe {
@@ -296,8 +300,9 @@ fn transpose<const PAST: bool>(y: [&mut [f32]; SIDE], x: &[f32], bias: Option<&[
             *row = _mm512_loadu_si512(x.as_ptr().add(j * SIDE).cast());
         }
         let add = bias.map_or(_mm512_setzero_ps(), |b| _mm512_loadu_ps(b.as_ptr()));
-        for (y, row) in y.into_iter().zip(transpose_in(rows)) {
-            let row = _mm512_castsi512_ps(row);
+        // Arrays that are iterated by value are copied first.
+        for (y, row) in y.iter_mut().zip(&transpose_in(rows)) {
+            let row = _mm512_castsi512_ps(*row);
             let row = if bias.is_some() { _mm512_add_ps(row, add) } else { row };
             if PAST {
                 _mm512_stream_ps(y.as_mut_ptr(), row);
@@ -325,10 +330,10 @@ fn row<const PAST: bool>(y: &mut [f32], x: &[f32; SIDE], bias: Option<&[f32; SID
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn add_rows(y: [&mut [f32]; SIDE], x: &[f32]) {
+fn add_rows(y: &mut Rows<'_>, x: &[f32; SIDE * SIDE]) {
     // SAFETY: as in `transpose`.
     unsafe {
-        for (j, y) in y.into_iter().enumerate() {
+        for (j, y) in y.iter_mut().enumerate() {
             let sum = _mm512_add_ps(_mm512_loadu_ps(y.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(j * SIDE)));
             _mm512_storeu_ps(y.as_mut_ptr(), sum);
         }
@@ -457,11 +462,11 @@ mod tests {
         let x: [f32; SIDE * SIDE] = std::array::from_fn(|i| i as f32);
         let bias: [f32; SIDE] = std::array::from_fn(|i| 1000.0 * i as f32);
         let mut y = [[7.0; SIDE]; SIDE];
-        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, None, false);
+        amx.transpose(&mut y.each_mut(), &x, None, false);
         assert_eq!(y[3][7], x[7 * SIDE + 3]);
-        amx.add_rows(y.each_mut().map(|y| &mut y[..]), &x);
+        amx.add_rows(&mut y.each_mut(), &x);
         assert_eq!(y[3][7], x[7 * SIDE + 3] + x[3 * SIDE + 7]);
-        amx.transpose(y.each_mut().map(|y| &mut y[..]), &x, Some(&bias), false);
+        amx.transpose(&mut y.each_mut(), &x, Some(&bias), false);
         assert_eq!(y[3][7], x[7 * SIDE + 3] + 7000.0);
     }
 }

@@ -175,23 +175,36 @@ impl<T> Tile<'_, T> {
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(row * self.stride), self.width) }
     }
 
-    /// Columns `column ..+ width` of `N` rows from `row`.
+    /// Columns `column ..+ W` of `N` rows from `row`.
     ///
     /// # Panics
     /// If the tile does not have them.
     #[inline(always)]
-    pub(super) fn rows_mut<const N: usize>(
+    pub(super) fn rows_mut<const N: usize, const W: usize>(
         &mut self,
         row: usize,
         column: usize,
-        width: usize,
-    ) -> [&mut [T]; N] {
-        assert!(row + N <= self.rows && column + width <= self.width);
+    ) -> [&mut [T; W]; N] {
+        assert!(row + N <= self.rows && column + W <= self.width);
         // SAFETY: the rows are in the tile and do not overlap, no other tile has these elements, and the
         // borrow of `self` keeps this tile from giving them out twice.
         std::array::from_fn(|j| unsafe {
-            std::slice::from_raw_parts_mut(self.ptr.add((row + j) * self.stride + column), width)
+            &mut *self.ptr.add((row + j) * self.stride + column).cast::<[T; W]>()
         })
+    }
+
+    /// Copies row `from` to row `to`.
+    #[inline(always)]
+    pub(super) fn copy_row(&mut self, to: usize, from: usize)
+    where
+        T: Copy,
+    {
+        assert!(to < self.rows && from < self.rows);
+        // SAFETY: both rows are in the tile, which has them to itself; `copy` allows for one and the same.
+        unsafe {
+            let from = self.ptr.add(from * self.stride);
+            from.copy_to(self.ptr.add(to * self.stride), self.width);
+        }
     }
 
     /// As [`row_mut`](Tile::row_mut), to read.

@@ -242,7 +242,7 @@ fn finish(amx: Amx, c: &mut Tile<f32>, sums: &[f32], row: usize, column: usize, 
         let (rows, columns) =
             (c.rows.saturating_sub(row).min(SIDE), c.width.saturating_sub(column).min(SIDE));
         if rows == SIDE && columns == SIDE {
-            amx.add_rows(c.rows_mut(row, column, SIDE), sums);
+            amx.add_rows(&mut c.rows_mut(row, column), sums);
             continue;
         }
         for r in 0..rows {

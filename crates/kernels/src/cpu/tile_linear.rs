@@ -266,7 +266,7 @@ impl Chunk<'_> {
         let tokens = SIDE.min(self.y.rows - t);
         let bias = self.bias.map(|b| &b[r..][..rows]);
         if rows == SIDE && tokens == SIDE {
-            amx.transpose(self.y.rows_mut(t, r, SIDE), c, bias, self.past);
+            amx.transpose(&mut self.y.rows_mut(t, r), c, bias, self.past);
             return;
         }
         for j in 0..tokens {
