@@ -57,15 +57,25 @@ pub struct Buf {
     mem: Mem,
 }
 
+/// Bytes of `len` elements, of which quantised ones must be whole blocks.
+fn bytes_of(dtype: Dtype, len: usize) -> usize {
+    let whole = !dtype.is_quantised() || len.is_multiple_of(quant::ROWS * quant::GROUP);
+    assert!(whole, "{len} elements are not whole blocks of {dtype:?}");
+    dtype.bytes(len)
+}
+
 impl Buf {
     /// Zeroed host memory. Untouched pages cost no memory until they are written.
     ///
     /// # Panics
     /// If the type is quantised and the elements are not whole blocks.
     pub(crate) fn host(dtype: Dtype, len: usize) -> Self {
-        let whole = !dtype.is_quantised() || len.is_multiple_of(quant::ROWS * quant::GROUP);
-        assert!(whole, "{len} elements are not whole blocks of {dtype:?}");
-        Buf { dtype, len, mem: Mem::zeroed(dtype.bytes(len)) }
+        Buf { mem: Mem::zeroed(bytes_of(dtype, len)), dtype, len }
+    }
+
+    /// As [`Buf::host`], for what is read whole again and again.
+    pub(crate) fn host_to_read(dtype: Dtype, len: usize) -> Self {
+        Buf { mem: Mem::zeroed_to_read(bytes_of(dtype, len)), dtype, len }
     }
 
     /// The bytes of `file` from byte `at`, in place and read-only; none if they do not lie at a multiple of

@@ -297,6 +297,12 @@ pub trait Device: Send + Sync {
     /// Zeroed memory of `len` elements.
     fn alloc(&self, dtype: Dtype, len: usize) -> Buf;
 
+    /// As [`Device::alloc`], for weights: they are read whole for every token, so that a device may take up to a quarter more
+    /// memory to have them read faster.
+    fn alloc_weights(&self, dtype: Dtype, len: usize) -> Buf {
+        self.alloc(dtype, len)
+    }
+
     /// Memory that is a part of a file, read in place: `len` elements from byte `at` on. None if this device
     /// or the place of the bytes does not allow it. See [`FileMap`] for what that risks.
     fn map(&self, _dtype: Dtype, _len: usize, _file: &FileMap, _at: usize) -> Option<Buf> {

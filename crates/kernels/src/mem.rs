@@ -40,7 +40,21 @@ enum Home {
 impl Mem {
     /// `len` bytes of zeros. Untouched pages cost no memory until they are written.
     pub(crate) fn zeroed(len: usize) -> Mem {
-        match pages(len) {
+        Mem::of_pages(len, len / HUGE * HUGE)
+    }
+
+    /// The same for memory that is read whole again and again: more of it lies in huge pages, and up to a quarter more of it is
+    /// taken for that.
+    pub(crate) fn zeroed_to_read(len: usize) -> Mem {
+        let (whole, up) = (len / HUGE * HUGE, len.next_multiple_of(HUGE));
+        // Of a large matrix the part outside of whole pages is too small to be worth one.
+        let pays = len - whole >= len / 64 && up - len <= len / 4;
+        Mem::of_pages(len, if pays { up } else { whole })
+    }
+
+    /// The first `huge` bytes in huge pages.
+    fn of_pages(len: usize, huge: usize) -> Mem {
+        match pages(huge, len) {
             Some((map, at)) => Mem { home: Home::Pages(map), at, len },
             None => Mem { home: Home::Heap(bytemuck::zeroed_vec(len.div_ceil(ALIGN))), at: 0, len },
         }
@@ -88,18 +102,17 @@ impl Mem {
     }
 }
 
-/// A fresh map with room for `len` bytes at a multiple of [`HUGE`], and where that is; none for small sizes,
-/// or if the system refuses, so that the allocator gets its say.
-fn pages(len: usize) -> Option<(MmapMut, usize)> {
-    if len < HUGE {
+/// A fresh map with room for `len` bytes at a multiple of [`HUGE`], of which the first `huge` are to lie in huge pages, and
+/// where that is; none if no page is to be huge, or if the system refuses, so that the allocator gets its say.
+fn pages(huge: usize, len: usize) -> Option<(MmapMut, usize)> {
+    if huge == 0 {
         return None;
     }
-    let map = MmapMut::map_anon(len.checked_add(HUGE)?).ok()?;
+    let map = MmapMut::map_anon(len.max(huge).checked_add(HUGE)?).ok()?;
     let at = map.as_ptr().align_offset(HUGE);
-    // Only whole huge pages: the rest would take up to 2 MiB more than it needs. Without huge pages in the
-    // kernel the advice fails and small ones serve.
+    // Without huge pages in the kernel the advice fails and small ones serve.
     #[cfg(target_os = "linux")]
-    let _ = map.advise_range(memmap2::Advice::HugePage, at, len / HUGE * HUGE);
+    let _ = map.advise_range(memmap2::Advice::HugePage, at, huge);
     Some((map, at))
 }
 
@@ -161,9 +174,34 @@ mod tests {
     }
 
     #[test]
+    fn memory_to_be_read_takes_a_page_more_where_that_pays() {
+        let huge = |len: usize| match Mem::zeroed_to_read(len).home {
+            Home::Pages(map) => map.len() - HUGE,
+            _ => 0,
+        };
+        if pages(HUGE, HUGE).is_none() {
+            return;
+        }
+        // A page more for most of a page, none for a little of one, nor for a small part of what is large.
+        for (len, room) in [
+            (HUGE / 2, 0),
+            (HUGE - HUGE / 8, HUGE),
+            (HUGE + HUGE / 2, HUGE + HUGE / 2),
+            (HUGE + 7 * HUGE / 8, 2 * HUGE),
+            (100 * HUGE + HUGE / 2, 100 * HUGE + HUGE / 2),
+            (30 * HUGE + HUGE / 2, 31 * HUGE),
+        ] {
+            assert_eq!(huge(len), room, "{len}");
+            let mut mem = Mem::zeroed_to_read(len);
+            assert_eq!(mem.bytes().len(), len);
+            mem.bytes_mut()[len - 1] = 1;
+        }
+    }
+
+    #[test]
     fn pages_that_are_never_touched_cost_nothing() {
         // More than any machine has.
-        let Some((map, at)) = pages(1 << 42) else { return };
+        let Some((map, at)) = pages(1 << 42, 1 << 42) else { return };
         assert_eq!(map[at + (1 << 41)], 0);
     }
 

@@ -289,7 +289,7 @@ impl Zamba {
             let (rows, cols) = spec.rows_cols();
             let plain = if spec.keeps_f32() { Dtype::F32 } else { format };
             let dtype = spec.quantised(&config).map_or(plain, QuantFormat::dtype);
-            let mut buf = dev.alloc(dtype, spec.len());
+            let mut buf = dev.alloc_weights(dtype, spec.len());
             fill(spec, &mut buf)?;
             made.insert(spec.name.clone(), Param::new(id, at, Mat::new(rows, cols, buf)));
             at += spec.len();

@@ -153,6 +153,10 @@ impl Device for Timed {
         self.device.alloc(dtype, len)
     }
 
+    fn alloc_weights(&self, dtype: Dtype, len: usize) -> Buf {
+        self.device.alloc_weights(dtype, len)
+    }
+
     fn map(&self, dtype: Dtype, len: usize, file: &FileMap, at: usize) -> Option<Buf> {
         self.device.map(dtype, len, file, at)
     }

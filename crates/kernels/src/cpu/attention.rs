@@ -17,6 +17,16 @@ use crate::{Attention, Buf, Span};
 pub(super) const KEYS: usize = 64;
 /// Queries per chunk.
 pub(super) const QUERIES: usize = 32;
+/// Queries that a chunk may have beyond that, rather than leave a few that read all keys for themselves.
+const SPARE: usize = 8;
+/// Most queries of a chunk.
+const MOST: usize = QUERIES + SPARE;
+
+/// Queries per chunk of `t` in all.
+fn queries(t: usize) -> usize {
+    let chunks = t.saturating_sub(SPARE).div_ceil(QUERIES).max(1);
+    t.div_ceil(chunks).max(1)
+}
 
 /// Rows of one head in a row-major array: row `r` is elements `at + r * stride ..+ width`.
 #[derive(Clone, Copy)]
@@ -128,15 +138,16 @@ pub(super) fn attention(cpu: &Cpu, y: &mut Buf, lse: Option<&mut Buf>, a: Attent
 
 fn forward<K: Source>(cpu: &Cpu, y: &mut [f32], lse: Option<&mut [f32]>, arrays: Arrays, source: K) {
     let Arrays { h, p, .. } = arrays;
+    let block = queries(y.len() / (h * p).max(1));
     let parts = (
-        Tiles::new(y, h * p, QUERIES, Columns::grouped(h * p, h, p)),
-        lse.map(|l| Tiles::new(l, h, QUERIES, Columns::grouped(h, h, 1))),
+        Tiles::new(y, h * p, block, Columns::grouped(h * p, h, p)),
+        lse.map(|l| Tiles::new(l, h, block, Columns::grouped(h, h, 1))),
     );
     let width = K::width(p);
     cpu.split(2 * arrays.pairs() * h * p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
-        scratch::floats(QUERIES * (KEYS + width), |memory| {
-            let (scores, queries) = memory.split_at_mut(QUERIES * KEYS);
-            cpu.isa.run(Forward { y, lse, scores, queries, running: [(0.0, 0.0); QUERIES], arrays, source });
+        scratch::floats(block * (KEYS + width), |memory| {
+            let (scores, queries) = memory.split_at_mut(block * KEYS);
+            cpu.isa.run(Forward { y, lse, scores, queries, running: [(0.0, 0.0); MOST], arrays, source });
         });
     });
 }
@@ -228,12 +239,12 @@ impl Keys for (Rows<'_>, Rows<'_>) {
 struct Forward<'a, K> {
     y: Tile<'a, f32>,
     lse: Option<Tile<'a, f32>>,
-    /// `[QUERIES, KEYS]`
+    /// `[queries, KEYS]`
     scores: &'a mut [f32],
-    /// Arranged queries, `[QUERIES, K::width(p)]`.
+    /// Arranged queries, `[queries, K::width(p)]`.
     queries: &'a mut [f32],
     /// Maximum so far, and sum of exponentials relative to it, per query.
-    running: [(f32, f32); QUERIES],
+    running: [(f32, f32); MOST],
     arrays: Arrays<'a>,
     source: K,
 }
@@ -258,7 +269,7 @@ impl<K: Source> Forward<'_, K> {
         let kv = self.source.head(index, span, head);
         let q = K::Head::arrange(self.queries, self.arrays.queries(head).from(from), count);
         let pos = span.pos + from - span.start;
-        self.running = [(f32::NEG_INFINITY, 0.0); QUERIES];
+        self.running = [(f32::NEG_INFINITY, 0.0); MOST];
         for r in 0..count {
             self.y.row_mut(row + r).fill(0.0);
         }

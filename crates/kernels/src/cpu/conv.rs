@@ -6,7 +6,7 @@
 use super::math::{activate, for_act, slope};
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
-use super::{Cpu, scratch};
+use super::{Cpu, goes_past, scratch};
 use crate::{Act, Buf, Conv, ConvAt, Span};
 
 /// Rows per chunk.
@@ -30,12 +30,14 @@ pub(super) fn conv(cpu: &Cpu, y: &mut Buf, window: Option<&mut Buf>, a: Conv) {
     assert!(pure || window.is_some(), "a convolution in mid-sequence needs its window");
     let channels = Channels::new(&a);
     let past = window.as_ref().map(|w| w.f32());
-    let tiles = Tiles::new(y.f32_mut(), a.e, ROW_BLOCK, Columns::all(a.e, width(cpu, a.e)));
+    let y = y.f32_mut();
+    let y_past = goes_past(y);
+    let tiles = Tiles::new(y, a.e, ROW_BLOCK, Columns::all(a.e, width(cpu, a.e)));
     cpu.split(a.t * a.e * a.k, tiles, |_, y: Tile<f32>| {
         let padded = y.width.next_multiple_of(LANES);
         scratch::floats((y.rows + a.k - 1) * padded, |signal| {
             scratch::floats((a.k + 1) * padded, |taps| {
-                cpu.isa.run(Forward { y, signal, taps, past, channels });
+                cpu.isa.run(Forward { y, y_past, signal, taps, past, channels });
             });
         });
     });
@@ -185,6 +187,8 @@ fn tap_sum<S: Tier>(taps: &[f32], signal: &[f32], k: usize, padded: usize, row: 
 
 struct Forward<'a> {
     y: Tile<'a, f32>,
+    /// Whether `y` is written past the caches.
+    y_past: bool,
     /// `[k - 1 + rows, padded width]`
     signal: &'a mut [f32],
     /// `[k + 1, padded width]`
@@ -223,7 +227,7 @@ impl Forward<'_> {
                 let y = self.y.row_mut(from + row - first);
                 for c in (0..y.len()).step_by(LANES) {
                     let sum = tap_sum::<S>(self.taps, signal, k, padded, row, c);
-                    activate(act, sum).store_part(&mut y[c..]);
+                    activate(act, sum).put(&mut y[c..], self.y_past);
                 }
             }
         }

@@ -70,6 +70,13 @@ const GRAIN: usize = 1 << 14;
 /// zeroed.
 const PIECE: usize = 2 << 20;
 
+/// Whether an output is so large that it is written past the caches: a line that is written whole need not be read
+/// first, of so many none would be found in L2 later, and what is written back from there holds up all else.
+fn goes_past<T>(y: &[T]) -> bool {
+    const LARGE: usize = 2 << 20;
+    size_of_val(y) >= LARGE
+}
+
 /// The processor as a [`Device`].
 pub struct Cpu {
     isa: Isa,
@@ -135,6 +142,10 @@ impl Device for Cpu {
 
     fn alloc(&self, dtype: Dtype, len: usize) -> Buf {
         Buf::host(dtype, len)
+    }
+
+    fn alloc_weights(&self, dtype: Dtype, len: usize) -> Buf {
+        Buf::host_to_read(dtype, len)
     }
 
     fn map(&self, dtype: Dtype, len: usize, file: &FileMap, at: usize) -> Option<Buf> {

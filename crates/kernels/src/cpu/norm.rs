@@ -2,7 +2,7 @@
 
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
-use super::{Cpu, GRAIN, scratch};
+use super::{Cpu, GRAIN, goes_past, scratch};
 use crate::Buf;
 
 /// Rows of a partial sum over rows.
@@ -18,11 +18,12 @@ pub(super) fn rmsnorm(cpu: &Cpu, y: &mut Buf, rstd: Option<&mut Buf>, x: &Buf, w
     let t = y.len() / d;
     let rstd = rstd.map(|r| &mut r.f32_mut()[..t]);
     let rows = GRAIN.div_ceil(d);
+    let past = goes_past(y);
     let parts = (Runs::new(y, rows * d), rstd.map(|r| Runs::new(r, rows)));
     cpu.split(x.len(), parts, |index, (y, mut rstd)| {
         let x = &x[index * rows * d..];
         for (r, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
-            let scale = cpu.isa.run(Norm { y, x, w, eps });
+            let scale = cpu.isa.run(Norm { y, x, w, eps, past });
             if let Some(rstd) = &mut rstd {
                 rstd[r] = scale;
             }
@@ -36,6 +37,7 @@ struct Norm<'a> {
     x: &'a [f32],
     w: &'a [f32],
     eps: f32,
+    past: bool,
 }
 
 impl Op for Norm<'_> {
@@ -44,8 +46,9 @@ impl Op for Norm<'_> {
     fn eval<S: Tier>(self) -> f32 {
         let squares = dot::<S>(self.x, self.x);
         let scale = 1.0 / (squares / self.x.len() as f32 + self.eps).sqrt();
-        for ((y, x), w) in self.y.iter_mut().zip(self.x).zip(self.w) {
-            *y = x * scale * w;
+        let inputs = self.x.chunks(LANES).zip(self.w.chunks(LANES));
+        for (y, (x, w)) in self.y.chunks_mut(LANES).zip(inputs) {
+            (V::<S>::load_part(x) * V::splat(scale) * V::load_part(w)).put(y, self.past);
         }
         scale
     }

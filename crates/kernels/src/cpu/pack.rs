@@ -177,7 +177,7 @@ impl Amx {
     }
 
     /// Row `j` of `y` is column `j` of the 16 x 16 numbers of `x`, plus `bias`. With `past` the caches are left
-    /// alone, if the rows begin with a line of them; see [`Amx::settle`].
+    /// alone, if the rows begin with a line of them.
     ///
     /// # Panics
     /// If `bias` has not 16 elements.
@@ -203,13 +203,6 @@ impl Amx {
         let past = past && y.as_ptr().addr().is_multiple_of(LINE);
         // SAFETY: `self` proves the features.
         unsafe { if past { row::<true>(y, x, bias) } else { row::<false>(y, x, bias) } }
-    }
-
-    /// Orders what was written past the caches before all that this thread writes from now on, and so before its
-    /// word that it is done.
-    pub(super) fn settle(self) {
-        // SAFETY: every x86-64 processor has the instruction, and it only orders writes.
-        unsafe { _mm_sfence() }
     }
 
     /// Adds the 16 x 16 numbers of `x` to the rows of `y`.

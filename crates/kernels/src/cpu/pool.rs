@@ -25,6 +25,16 @@ const ENTERED: usize = 4;
 /// two kernels of one token.
 const SPINS: usize = 4_000;
 
+/// Orders what this thread wrote past the caches before all that it writes from now on, and so before its word that
+/// its chunks are done. Other writes need no such thing.
+fn settle() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it only orders writes.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 /// Worker threads, and the caller, which takes part in every region.
 pub(super) struct Pool {
     shared: Arc<Shared>,
@@ -122,6 +132,7 @@ impl Pool {
             }
         }
         (0..chunks).for_each(body);
+        settle();
     }
 
     /// Calls `body` once with each piece of `parts` and its number; see [`run`](Pool::run). If not
@@ -136,6 +147,7 @@ impl Pool {
             self.run(parts.count(), call);
         } else {
             (0..parts.count()).for_each(call);
+            settle();
         }
     }
 
@@ -230,6 +242,7 @@ impl Shared {
                 break;
             }
         }
+        settle();
         // Whoever gets here is inside the region, so this cannot close the gate of a later one.
         self.gate.0.fetch_and(!OPEN, Ordering::Relaxed);
     }

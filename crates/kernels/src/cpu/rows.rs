@@ -5,7 +5,7 @@ use half::bf16;
 use super::math::{activate, for_act, slope};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, Weight};
-use super::{Cpu, GRAIN};
+use super::{Cpu, GRAIN, goes_past};
 use crate::{Act, Buf, CacheRows, Dtype, Mat};
 
 /// Columns per chunk of a sum into rows that are named by the data.
@@ -112,19 +112,66 @@ pub(super) fn copy_within(cpu: &Cpu, y: &mut Buf, to: usize, from: usize, len: u
 }
 
 /// `y = x`, by all threads.
-fn same<T: Copy + Send + Sync>(cpu: &Cpu, y: &mut [T], x: &[T]) {
+fn same<T: bytemuck::NoUninit + bytemuck::AnyBitPattern + Send + Sync>(cpu: &Cpu, y: &mut [T], x: &[T]) {
     let grain = GRAIN * size_of::<f32>() / size_of::<T>();
+    let past = goes_past(y);
     cpu.split(size_of_val(x) / size_of::<f32>(), Runs::new(y, grain), |index, y: &mut [T]| {
-        y.copy_from_slice(&x[index * grain..][..y.len()]);
+        let x = &x[index * grain..][..y.len()];
+        match (bytemuck::try_cast_slice_mut(y), bytemuck::try_cast_slice(x)) {
+            (Ok(y), Ok(x)) => cpu.isa.run(Same { y, x, past }),
+            // Not whole numbers of 4 bytes.
+            _ => y.copy_from_slice(x),
+        }
     });
+}
+
+/// `y = x`
+struct Same<'a> {
+    y: &'a mut [f32],
+    x: &'a [f32],
+    past: bool,
+}
+
+impl Op for Same<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(self) {
+        if !self.past {
+            return self.y.copy_from_slice(self.x);
+        }
+        for (y, x) in self.y.chunks_mut(LANES).zip(self.x.chunks(LANES)) {
+            V::<S>::load_part(x).put(y, true);
+        }
+    }
 }
 
 /// See [`crate::Device::fill`].
 pub(super) fn fill(cpu: &Cpu, y: &mut Buf, value: f32) {
     match y.dtype() {
-        Dtype::F32 => cpu.split(y.len(), Runs::new(y.f32_mut(), GRAIN), |_, y: &mut [f32]| y.fill(value)),
+        Dtype::F32 => {
+            let y = y.f32_mut();
+            let past = goes_past(y);
+            cpu.split(y.len(), Runs::new(y, GRAIN), |_, y: &mut [f32]| cpu.isa.run(Fill { y, value, past }));
+        }
         Dtype::Bf16 => y.bf16_mut().fill(bf16::put(value)),
         Dtype::Q8 | Dtype::Q4 => panic!("{y:?} takes bytes"),
+    }
+}
+
+/// `y = value`
+struct Fill<'a> {
+    y: &'a mut [f32],
+    value: f32,
+    past: bool,
+}
+
+impl Op for Fill<'_> {
+    type Out = ();
+    #[inline(always)]
+    fn eval<S: Tier>(self) {
+        for y in self.y.chunks_mut(LANES) {
+            V::<S>::splat(self.value).put(y, self.past);
+        }
     }
 }
 
@@ -133,6 +180,7 @@ struct Add<'a> {
     y: &'a mut [f32],
     a: &'a [f32],
     b: Option<&'a [f32]>,
+    past: bool,
 }
 
 impl Op for Add<'_> {
@@ -141,8 +189,9 @@ impl Op for Add<'_> {
     fn eval<S: Tier>(self) {
         match self.b {
             Some(b) => {
-                for ((y, a), b) in self.y.iter_mut().zip(self.a).zip(b) {
-                    *y = a + b;
+                let inputs = self.a.chunks(LANES).zip(b.chunks(LANES));
+                for (y, (a, b)) in self.y.chunks_mut(LANES).zip(inputs) {
+                    (V::<S>::load_part(a) + V::load_part(b)).put(y, self.past);
                 }
             }
             None => {
@@ -156,16 +205,17 @@ impl Op for Add<'_> {
 
 /// `y += x` for one row.
 pub(super) fn add_row(cpu: &Cpu, y: &mut [f32], x: &[f32]) {
-    cpu.isa.run(Add { y, a: x, b: None });
+    cpu.isa.run(Add { y, a: x, b: None, past: false });
 }
 
 /// See [`crate::Device::add`] and [`crate::Device::accumulate`].
 pub(super) fn add(cpu: &Cpu, y: &mut Buf, a: &Buf, b: Option<&Buf>) {
     assert!(y.len() == a.len() && b.is_none_or(|b| b.len() == a.len()), "arrays of a sum");
-    let (a, b) = (a.f32(), b.map(Buf::f32));
-    cpu.split(a.len(), Runs::new(y.f32_mut(), GRAIN), |index, y: &mut [f32]| {
+    let (y, a, b) = (y.f32_mut(), a.f32(), b.map(Buf::f32));
+    let past = goes_past(y);
+    cpu.split(a.len(), Runs::new(y, GRAIN), |index, y: &mut [f32]| {
         let part = index * GRAIN..index * GRAIN + y.len();
-        cpu.isa.run(Add { y, a: &a[part.clone()], b: b.map(|b| &b[part]) });
+        cpu.isa.run(Add { y, a: &a[part.clone()], b: b.map(|b| &b[part]), past });
     });
 }
 
@@ -176,10 +226,12 @@ pub(super) fn concat(cpu: &Cpu, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
     }
     let (ca, cb) = (a.len() / t, b.len() / t);
     assert_eq!(y.len(), t * (ca + cb), "output of a concatenation");
-    let (a, b) = (a.f32(), b.f32());
-    cpu.rows(y.f32_mut(), ca + cb, |t, y| {
-        y[..ca].copy_from_slice(&a[t * ca..][..ca]);
-        y[ca..].copy_from_slice(&b[t * cb..][..cb]);
+    let (y, a, b) = (y.f32_mut(), a.f32(), b.f32());
+    let past = goes_past(y);
+    cpu.rows(y, ca + cb, |t, y| {
+        let (left, right) = y.split_at_mut(ca);
+        cpu.isa.run(Same { y: left, x: &a[t * ca..][..ca], past });
+        cpu.isa.run(Same { y: right, x: &b[t * cb..][..cb], past });
     });
 }
 
@@ -191,8 +243,13 @@ pub(super) fn concat_bwd(cpu: &Cpu, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usi
     let (ca, cb) = (da.len() / t, db.len() / t);
     assert_eq!(dy.len(), t * (ca + cb), "gradient of a concatenation");
     let dy = dy.f32();
-    cpu.rows(da.f32_mut(), ca, |t, da| da.copy_from_slice(&dy[t * (ca + cb)..][..ca]));
-    cpu.rows(db.f32_mut(), cb, |t, db| db.copy_from_slice(&dy[t * (ca + cb) + ca..][..cb]));
+    for (part, at, width) in [(da, 0, ca), (db, ca, cb)] {
+        let part = part.f32_mut();
+        let past = goes_past(part);
+        cpu.rows(part, width, |t, y| {
+            cpu.isa.run(Same { y, x: &dy[t * (ca + cb) + at..][..width], past });
+        });
+    }
 }
 
 /// See [`crate::Device::gather_rows`].
@@ -247,10 +304,11 @@ pub(super) fn cache_rows(cache: &mut Buf, x: &Buf, a: &CacheRows) {
 /// See [`crate::Device::glu`].
 pub(super) fn glu(cpu: &Cpu, y: &mut Buf, gate: &Buf, up: &Buf, act: Act) {
     assert!(y.len() == gate.len() && y.len() == up.len(), "arrays of a gated unit");
-    let (gate, up) = (gate.f32(), up.f32());
-    cpu.split(4 * up.len(), Runs::new(y.f32_mut(), GRAIN / 4), |index, y: &mut [f32]| {
+    let (y, gate, up) = (y.f32_mut(), gate.f32(), up.f32());
+    let past = goes_past(y);
+    cpu.split(4 * up.len(), Runs::new(y, GRAIN / 4), |index, y: &mut [f32]| {
         let part = index * (GRAIN / 4)..index * (GRAIN / 4) + y.len();
-        cpu.isa.run(Glu { y, gate: &gate[part.clone()], up: &up[part], act });
+        cpu.isa.run(Glu { y, gate: &gate[part.clone()], up: &up[part], act, past });
     });
 }
 
@@ -259,6 +317,7 @@ struct Glu<'a> {
     gate: &'a [f32],
     up: &'a [f32],
     act: Act,
+    past: bool,
 }
 
 impl Op for Glu<'_> {
@@ -275,7 +334,7 @@ impl Glu<'_> {
         let parts = self.gate.chunks(LANES).zip(self.up.chunks(LANES));
         for (y, (gate, up)) in self.y.chunks_mut(LANES).zip(parts) {
             let (gate, up) = (V::<S>::load_part(gate), V::load_part(up));
-            (activate(act, gate) * up).store_part(y);
+            (activate(act, gate) * up).put(y, self.past);
         }
     }
 }
@@ -287,11 +346,13 @@ pub(super) fn glu_bwd(cpu: &Cpu, dgate: &mut Buf, dup: &mut Buf, dy: &Buf, gate:
     assert_eq!(sizes, [len; 4], "arrays of a gated unit");
     let (dy, gate, up) = (dy.f32(), gate.f32(), up.f32());
     let block = GRAIN / 4;
-    let parts = (Runs::new(dgate.f32_mut(), block), Runs::new(dup.f32_mut(), block));
+    let (dgate, dup) = (dgate.f32_mut(), dup.f32_mut());
+    let past = goes_past(dgate);
+    let parts = (Runs::new(dgate, block), Runs::new(dup, block));
     cpu.split(4 * len, parts, |index, (dgate, dup): (&mut [f32], &mut [f32])| {
         let part = index * block..index * block + dgate.len();
         let (dy, gate, up) = (&dy[part.clone()], &gate[part.clone()], &up[part]);
-        cpu.isa.run(GluBwd { dgate, dup, dy, gate, up, act });
+        cpu.isa.run(GluBwd { dgate, dup, dy, gate, up, act, past });
     });
 }
 
@@ -302,6 +363,7 @@ struct GluBwd<'a> {
     gate: &'a [f32],
     up: &'a [f32],
     act: Act,
+    past: bool,
 }
 
 impl Op for GluBwd<'_> {
@@ -319,8 +381,8 @@ impl GluBwd<'_> {
         let inputs = self.dy.chunks(LANES).zip(self.gate.chunks(LANES).zip(self.up.chunks(LANES)));
         for ((dgate, dup), (dy, (gate, up))) in grads.zip(inputs) {
             let (dy, gate, up) = (V::<S>::load_part(dy), V::load_part(gate), V::load_part(up));
-            (dy * up * slope(act, gate)).store_part(dgate);
-            (dy * activate(act, gate)).store_part(dup);
+            (dy * up * slope(act, gate)).put(dgate, self.past);
+            (dy * activate(act, gate)).put(dup, self.past);
         }
     }
 }

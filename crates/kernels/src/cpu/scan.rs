@@ -6,12 +6,14 @@
 use super::math::{LEAST_POWER, exp, exp2_decay, silu, softplus};
 use super::split::{Columns, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, prefetch_row};
-use super::{Cpu, scratch};
+use super::{Cpu, goes_past, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, Span};
 
 /// Most channels per chunk. Their rows are long enough for the processor to fetch ahead, and what is staged
 /// of them, with states and rates, takes a quarter of the second-level cache.
 const CHANNELS: usize = 1024;
+/// The same for a few tokens, which stage little: rows of states, most of what is then read, may be longer.
+const FEW_CHANNELS: usize = 2048;
 /// Tokens that are staged together.
 const STAGED: usize = SCAN_CHUNK;
 
@@ -106,8 +108,10 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
     assert!(state.is_some() || a.spans.iter().all(|s| s.pos == 0), "a scan in mid-sequence needs its state");
     assert!(saved.as_ref().is_none_or(|s| s.len() == a.saved_len()), "saved states of a scan");
     let columns = columns(&a, cpu.pool.threads());
+    let y = y.f32_mut();
+    let past = goes_past(y);
     let parts = (
-        Tiles::columns(y.f32_mut(), a.e, columns),
+        Tiles::columns(y, a.e, columns),
         state.map(|s| Tiles::columns(s.f32_mut(), a.e, columns)),
         saved.map(|s| Tiles::columns(s.f32_mut(), a.e * a.n, columns.scaled(a.n))),
     );
@@ -118,7 +122,7 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
             let (rates, rest) = memory.split_at_mut(size);
             let (s, rest) = rest.split_at_mut(size);
             let (bc, items) = rest.split_at_mut(bc);
-            cpu.isa.run(Forward { y, state, saved, rates, s, items, bc, arrays });
+            cpu.isa.run(Forward { y, past, state, saved, rates, s, items, bc, arrays });
         });
     });
 }
@@ -127,12 +131,15 @@ pub(super) fn scan(cpu: &Cpu, y: &mut Buf, state: Option<&mut Buf>, saved: Optio
 fn columns(a: &Scan, threads: usize) -> Columns {
     let group = a.e / a.h;
     let few = (2 * threads).div_ceil(a.h).min(group.div_ceil(LANES));
-    let parts = few.max(group.div_ceil(CHANNELS)).max(1);
+    let most = if a.t < STAGED { FEW_CHANNELS } else { CHANNELS };
+    let parts = few.max(group.div_ceil(most)).max(1);
     Columns::grouped(a.e, a.h, group.div_ceil(parts).next_multiple_of(LANES))
 }
 
 struct Forward<'a> {
     y: Tile<'a, f32>,
+    /// Whether `y` is written past the caches.
+    past: bool,
     state: Option<Tile<'a, f32>>,
     saved: Option<Tile<'a, f32>>,
     /// Decay rates, and the state: per 16 channels `n` vectors each.
@@ -304,7 +311,7 @@ impl Forward<'_> {
                 out = next.fma(V::splat(*c), out);
             }
             let y = self.y.row_mut(t + i);
-            (out * V::load(&item[2 * LANES..])).store_part(&mut y[v * LANES..]);
+            (out * V::load(&item[2 * LANES..])).put(&mut y[v * LANES..], self.past);
         }
     }
 }

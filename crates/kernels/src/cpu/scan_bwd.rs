@@ -14,7 +14,7 @@ use super::math::{sigmoid, silu_slope, softplus_and_slope};
 use super::scan::{Arrays, decay, reaches_down, restore};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V, prefetch_row};
-use super::{Cpu, scratch};
+use super::{Cpu, goes_past, scratch};
 use crate::{Buf, SCAN_CHUNK, Scan, ScanAt, ScanGrads, Span};
 
 /// Channels whose dB and dC are added up before they leave a thread. Their rows are loaded and stored in
@@ -43,8 +43,10 @@ pub(super) fn scan_bwd(
     let columns = Columns::grouped(a.e, a.h, BLOCK);
     let (dy, saved) = (dy.f32(), saved.f32());
     scratch::floats(columns.count() * a.t * 2 * a.n, |dbc| {
+        let dx = g.dx_te.f32_mut();
+        let past = goes_past(dx);
         let parts = (
-            Tiles::columns(g.dx_te.f32_mut(), a.e, columns),
+            Tiles::columns(dx, a.e, columns),
             Tiles::columns(g.ddt_te.f32_mut(), a.e, columns),
             Tiles::columns(g.dxz.f32_mut(), 2 * a.e, columns.scaled(2)),
             Tiles::columns(da_log, a.e * a.n, columns.scaled(a.n)),
@@ -58,7 +60,7 @@ pub(super) fn scan_bwd(
         cpu.split(4 * a.t * a.e * a.n, parts, |_, (dx, ddt, dxz, da_log, dd, dbias, dbc)| {
             let vectors = dx.width.div_ceil(LANES);
             scratch::floats(Memory::len(a.n, vectors), |memory| {
-                let grads = Grads { dx, ddt, dxz, da_log, dd, dbias, dbc };
+                let grads = Grads { dx, ddt, past, dxz, da_log, dd, dbias, dbc };
                 cpu.isa.run(Backward { grads, memory: Memory::new(memory, a.n, vectors), dy, saved, arrays });
             });
         });
@@ -85,6 +87,8 @@ fn add_blocks(cpu: &Cpu, dp: &mut Buf, dbc: &[f32], a: &Scan, blocks: usize) {
 struct Grads<'a> {
     dx: Tile<'a, f32>,
     ddt: Tile<'a, f32>,
+    /// Whether these two are written past the caches.
+    past: bool,
     dxz: Tile<'a, f32>,
     da_log: Tile<'a, f32>,
     dd: Tile<'a, f32>,
@@ -287,8 +291,8 @@ impl Backward<'_> {
             let dxz = self.grads.dxz.row_mut(t);
             for (v, c) in (0..dx.len()).step_by(LANES).enumerate() {
                 let item = &self.memory.items[(v * SCAN_CHUNK + i) * ITEM..][..ITEM];
-                V::<S>::load(&item[X..]).store_part(&mut dx[c..]);
-                V::<S>::load(&item[BEND..]).store_part(&mut ddt[c..]);
+                V::<S>::load(&item[X..]).put(&mut dx[c..], self.grads.past);
+                V::<S>::load(&item[BEND..]).put(&mut ddt[c..], self.grads.past);
                 V::<S>::load(&item[DZ..]).store_odds(&mut dxz[2 * c..]);
             }
         }

@@ -37,6 +37,12 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn splat(x: f32) -> Self::V;
     fn load(x: &[f32; LANES]) -> Self::V;
     fn store(v: Self::V, y: &mut [f32; LANES]);
+    /// As [`Tier::store`], past the caches where the tier can and `y` is a line of them. The pool orders such writes
+    /// before the end of a chunk is known.
+    #[inline(always)]
+    fn stream(v: Self::V, y: &mut [f32; LANES]) {
+        Self::store(v, y);
+    }
     /// Widens bf16.
     fn widen(x: &[bf16; LANES]) -> Self::V;
     /// Widens elements 0, 2, 4 … and 1, 3, 5 … of bf16.
@@ -293,6 +299,15 @@ impl<S: Tier> V<S> {
                     *y = lane;
                 }
             }
+        }
+    }
+
+    /// As [`V::store_part`], with `past` past the caches; see [`super::goes_past`].
+    #[inline(always)]
+    pub(super) fn put(self, y: &mut [f32], past: bool) {
+        match y.first_chunk_mut() {
+            Some(y) if past => S::stream(self.0, y),
+            _ => self.store_part(y),
         }
     }
 

@@ -14,7 +14,7 @@ use half::bf16;
 use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Start, Tiles as Configured};
 use super::pack::Block;
 use super::split::{Columns, Runs, Tile, Tiles};
-use super::{Cpu, scratch};
+use super::{Cpu, goes_past, scratch};
 use crate::{Buf, Linear};
 
 /// Rows of weights per panel.
@@ -26,9 +26,6 @@ const DEPTH: usize = 8;
 /// 256 KiB each, are to stay in L2.
 const TOKENS: usize = 512;
 const ROWS: usize = 256;
-/// Bytes of outputs from which on they are written past the caches: a line that is written whole need not be
-/// read first, and of so many none would be found in L2 later.
-pub(super) const PAST: usize = 2 << 20;
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -50,7 +47,7 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
         let packed = &*packed;
         let bias = a.bias.map(Buf::f32);
         let (tokens, rows) = blocks(cpu, a);
-        let past = size_of_val(y) >= PAST;
+        let past = goes_past(y);
         let out = Tiles::new(y, a.groups * a.o, tokens, Columns::grouped(a.groups * a.o, a.groups, rows));
         cpu.split(a.t * a.groups * a.o * a.i, out, |_, y: Tile<f32>| {
             let first = y.group * a.o + y.start;
@@ -174,7 +171,6 @@ impl Chunk<'_> {
                 }
             });
         });
-        amx.settle();
     }
 
     /// Adds a block of `in` to the sums of the panel of weights from row `r`.

@@ -16,8 +16,7 @@ use super::int::{IntOp, IntTier};
 use super::quant::{AHEAD, AHEAD_SCALES};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, V};
-use super::tile_linear::PAST;
-use super::{Cpu, scratch};
+use super::{Cpu, goes_past, scratch};
 use crate::quant::{GROUP, LINE, ROWS, block_bytes};
 use crate::{Buf, Dtype, Linear};
 
@@ -113,7 +112,7 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     let (quants, scales) = a.w.buf.quants();
     let bias = a.bias.map(Buf::f32);
     let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
-    let past = size_of_val(y) >= PAST;
+    let past = goes_past(y);
     let stride = a.groups * a.o;
     let tokens = (TOKEN_BYTES / a.i).max(1).next_multiple_of(SIDE);
     for (index, y) in y.chunks_mut(tokens * stride).enumerate() {
@@ -195,7 +194,6 @@ impl IntOp for Chunk<'_> {
             }
             self.finish(&blocks);
         }
-        self.amx.settle();
     }
 }
 

@@ -23,6 +23,12 @@ pub(super) struct Avx512;
 
 type Pair = (__m256, __m256);
 
+/// Whether sixteen floats are a cache line.
+#[inline(always)]
+fn is_line(y: &[f32; LANES]) -> bool {
+    y.as_ptr().addr().is_multiple_of(size_of_val(y))
+}
+
 /// Applies a two-operand intrinsic to both halves.
 macro_rules! halves {
     ($intrinsic:ident, $a:expr, $b:expr) => {
@@ -51,6 +57,17 @@ impl Tier for Avx2 {
         unsafe {
             _mm256_storeu_ps(y.as_mut_ptr(), v.0);
             _mm256_storeu_ps(y.as_mut_ptr().add(8), v.1);
+        }
+    }
+    #[inline(always)]
+    fn stream(v: Pair, y: &mut [f32; LANES]) {
+        if !is_line(y) {
+            return Self::store(v, y);
+        }
+        // SAFETY: see the module text; both writes lie in the array, which is aligned.
+        unsafe {
+            _mm256_stream_ps(y.as_mut_ptr(), v.0);
+            _mm256_stream_ps(y.as_mut_ptr().add(8), v.1);
         }
     }
     #[inline(always)]
@@ -322,6 +339,14 @@ impl Tier for Avx512 {
     fn store(v: __m512, y: &mut [f32; LANES]) {
         // SAFETY: see the module text; the write is the array.
         unsafe { _mm512_storeu_ps(y.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn stream(v: __m512, y: &mut [f32; LANES]) {
+        if !is_line(y) {
+            return Self::store(v, y);
+        }
+        // SAFETY: see the module text; the write is the array, which is aligned.
+        unsafe { _mm512_stream_ps(y.as_mut_ptr(), v) }
     }
     #[inline(always)]
     fn widen(x: &[bf16; LANES]) -> __m512 {
