@@ -8,12 +8,11 @@ use anyhow::bail;
 use serde::Serialize;
 use zamba::session::PREFILL_CHUNK;
 use zamba::{Batch, Session, State, Workspace, Zamba};
+use zamba_kernels::Dtype;
 use zamba_kernels::cpu::Cpu;
-use zamba_kernels::{Device, Dtype};
 
 use super::limits::{Limits, Machine};
-use super::profile::{Profile, Taken, watched};
-use super::timed::Timed;
+use super::profile::{Profile, Watch};
 use super::{PerToken, Plan, Row, Tokens, print, repeat, seconds};
 use crate::cost::Cost;
 use crate::progress::{Progress, Unit};
@@ -105,13 +104,12 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     }
     let mut limits = Limits::new(cpu.clone());
     limits.measure();
-    let watch = plan.profile.then(|| Arc::new(Timed::new(cpu.clone())));
-    let device: Arc<dyn Device> = watch.clone().map_or(cpu as _, |watch| watch as _);
+    let watch = Watch::new(cpu, plan.profile);
     let read_seconds = if plan.first_token { Some(read_files(folder)?) } else { None };
     system::forget_peak();
     let start = Instant::now();
     let checkpoint = common::open(folder, plan.load)?;
-    let model = common::load_on(&checkpoint, device, plan.load)?;
+    let model = common::load_on(&checkpoint, watch.device(), plan.load)?;
     let load_seconds = start.elapsed().as_secs_f64();
     let first_token = read_seconds.map(|read_seconds| {
         Session::new(&model, 2).feed(&[1]);
@@ -127,12 +125,10 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     let (mut rows, mut taken) = (vec![], vec![]);
     for test in &tests {
         progress.say(&test.name());
-        let speeds = measure(&model, &cost, *test, plan, watch.as_deref())?;
+        let times = measure(&model, &cost, *test, plan, &watch)?;
+        let speeds: Vec<_> = times.iter().map(|time| (test.tokens * test.batch) as f64 / time).collect();
         rows.push(Row::new(test.name(), &speeds, test.per_token(&cost)));
-        let tokens = (test.tokens * test.batch) as f64;
-        let seconds = speeds.iter().map(|speed| tokens / speed).sum();
-        let kernels = watch.iter().map(|watch| watch.take());
-        taken.extend(kernels.map(|kernels| Taken { test: test.name(), seconds, kernels }));
+        taken.extend(watch.take(test.name(), times.iter().sum()));
         progress.add(1);
     }
     drop(progress);
@@ -161,14 +157,8 @@ fn matrix_type(model: &Zamba) -> Dtype {
     inner.map_or(Dtype::F32, |(_, param)| param.mat().dtype())
 }
 
-/// Speeds in tokens per second of the repetitions, which a watch looks at.
-fn measure(
-    model: &Zamba,
-    cost: &Cost,
-    test: Test,
-    plan: &Plan,
-    watch: Option<&Timed>,
-) -> anyhow::Result<Vec<f64>> {
+/// Seconds of each repetition, which a watch looks at.
+fn measure(model: &Zamba, cost: &Cost, test: Test, plan: &Plan, watch: &Watch) -> anyhow::Result<Vec<f64>> {
     let context = test.depth + test.tokens;
     // Sequences with a past are kept a second time, to begin anew from.
     let slots = if test.depth > 0 { 2 * test.batch } else { test.batch };
@@ -180,7 +170,7 @@ fn measure(
     if test.depth > 0 {
         prompt(model, &workspace, &mut state, test.batch..slots, &mut tokens, test.depth)?;
     }
-    let times = repeat(plan.repetitions, |counts| {
+    repeat(plan.repetitions, |counts| {
         for slot in 0..test.batch {
             match test.depth {
                 0 => state.reset(slot),
@@ -188,7 +178,7 @@ fn measure(
             }
         }
         let start = Instant::now();
-        watched(watch.filter(|_| counts), || {
+        watch.over(counts, || {
             if test.prompt {
                 prompt(model, &workspace, &mut state, 0..test.batch, &mut tokens, test.tokens)
             } else {
@@ -196,8 +186,7 @@ fn measure(
             }
         })?;
         Ok(start.elapsed().as_secs_f64())
-    })?;
-    Ok(times.iter().map(|time| (test.tokens * test.batch) as f64 / time).collect())
+    })
 }
 
 /// Gives each sequence of `slots` `n` more tokens, packed in chunks as a session takes prompts. Logits are made

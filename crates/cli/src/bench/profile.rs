@@ -1,6 +1,9 @@
 //! Where the time of a test goes, kernel by kernel.
 
+use std::sync::Arc;
+
 use serde::Serialize;
+use zamba_kernels::Device;
 
 use super::table;
 use super::timed::{Kernel, Spent, Timed};
@@ -9,12 +12,18 @@ use crate::out;
 /// Kernels with a smaller part of the time are not shown to people one by one.
 const SHOWN: f64 = 0.005;
 
+/// Looks at the kernels of a device if it is asked to, and does nothing else.
+pub(crate) struct Watch {
+    device: Arc<dyn Device>,
+    timed: Option<Arc<Timed>>,
+}
+
 /// What a test took while its kernels were timed.
 pub(crate) struct Taken {
-    pub(crate) test: String,
+    test: String,
     /// In all.
-    pub(crate) seconds: f64,
-    pub(crate) kernels: Vec<(Kernel, Spent)>,
+    seconds: f64,
+    kernels: Vec<(Kernel, Spent)>,
 }
 
 /// The time of a test, kernel by kernel.
@@ -44,13 +53,33 @@ struct Line {
     fraction_of_read: f64,
 }
 
-/// Runs `call`, with the time of kernels kept if there is a watch.
-pub(crate) fn watched<R>(watch: Option<&Timed>, call: impl FnOnce() -> R) -> R {
-    let keep = |on| watch.iter().for_each(|watch| watch.keep(on));
-    keep(true);
-    let result = call();
-    keep(false);
-    result
+impl Watch {
+    pub(crate) fn new(device: Arc<dyn Device>, looks: bool) -> Self {
+        let timed = looks.then(|| Arc::new(Timed::new(device.clone())));
+        Watch { device, timed }
+    }
+
+    /// The device to compute on.
+    pub(crate) fn device(&self) -> Arc<dyn Device> {
+        match &self.timed {
+            Some(timed) => timed.clone(),
+            None => self.device.clone(),
+        }
+    }
+
+    /// Runs `call`, which is looked at if it `counts`.
+    pub(crate) fn over<R>(&self, counts: bool, call: impl FnOnce() -> R) -> R {
+        let keep = |on| self.timed.iter().for_each(|timed| timed.keep(on));
+        keep(counts);
+        let result = call();
+        keep(false);
+        result
+    }
+
+    /// What it has seen of a test that took so many seconds in all. Begins anew.
+    pub(crate) fn take(&self, test: String, seconds: f64) -> Option<Taken> {
+        self.timed.as_ref().map(|timed| Taken { test, seconds, kernels: timed.take() })
+    }
 }
 
 impl Taken {

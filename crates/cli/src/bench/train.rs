@@ -9,15 +9,14 @@ use serde::Serialize;
 use zamba::checkpoint::FileDtype;
 use zamba::{Batch, Workspace, ZambaConfig};
 use zamba_data::fs::RealFs;
+use zamba_kernels::Dtype;
 use zamba_kernels::cpu::Cpu;
-use zamba_kernels::{Device, Dtype};
 use zamba_train::recipe::{Compute, Optimiser};
 use zamba_train::state::RunState;
 use zamba_train::{Recipe, mfu, step};
 
 use super::limits::{Limits, Machine};
-use super::profile::{Profile, Taken, watched};
-use super::timed::Timed;
+use super::profile::{Profile, Watch};
 use super::{Tokens, repeat, table};
 use crate::common::DtypeName;
 use crate::error::Stop;
@@ -96,17 +95,13 @@ pub(crate) fn run(cpu: Arc<Cpu>, what: &Path, wishes: &Wishes, json: bool) -> an
     let mut limits = Limits::new(cpu.clone());
     limits.measure();
     system::forget_peak();
-    let watch = wishes.profile.then(|| Arc::new(Timed::new(cpu.clone())));
-    let device = watch.clone().map_or(cpu as _, |watch| watch as _);
-    let times = step.measure(device, wishes, watch.as_deref())?;
+    let watch = Watch::new(cpu, wishes.profile);
+    let times = step.measure(wishes, &watch)?;
     let peak_bytes = system::peak_memory();
     limits.measure();
     let arithmetic = limits.arithmetic(step.format);
     let row = step.row(&times, arithmetic);
-    let taken = watch.map(|watch| {
-        let seconds = times.iter().map(Seconds::sum).sum();
-        Taken { test: row.test.clone(), seconds, kernels: watch.take() }
-    });
+    let taken = watch.take(row.test.clone(), times.iter().map(Seconds::sum).sum());
     let document = Document {
         machine: limits.machine(),
         parameters: step.config.parameters(),
@@ -162,12 +157,8 @@ impl Step {
     }
 
     /// Seconds of each repetition, which a watch looks at.
-    fn measure(
-        &self,
-        device: Arc<dyn Device>,
-        wishes: &Wishes,
-        watch: Option<&Timed>,
-    ) -> anyhow::Result<Vec<Seconds>> {
+    fn measure(&self, wishes: &Wishes, watch: &Watch) -> anyhow::Result<Vec<Seconds>> {
+        let device = watch.device();
         let config = ZambaConfig { dtype: FileDtype::F32, ..self.config.clone() };
         let mut state = RunState::new(&config, &*device, wishes.seed);
         let mut model = step::model(&config, &device, self.format, &state);
@@ -177,7 +168,7 @@ impl Step {
         let scale = 1.0 / (self.passes * self.rows * self.sequence) as f32;
         let mut all = vec![];
         repeat(wishes.repetitions, |counts| {
-            watched(watch.filter(|_| counts), || {
+            watch.over(counts, || {
                 let mut spent = Seconds::default();
                 let mut clock = Clock(Instant::now());
                 for _ in 0..self.passes {

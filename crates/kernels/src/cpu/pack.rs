@@ -194,17 +194,6 @@ impl Amx {
         unsafe { if past { transpose::<true>(y, x, bias) } else { transpose::<false>(y, x, bias) } }
     }
 
-    /// `y` is `x`, plus `bias`; with `past` as [`Amx::transpose`].
-    ///
-    /// # Panics
-    /// If `y` has not 16 elements.
-    pub(super) fn row(self, y: &mut [f32], x: &[f32; SIDE], bias: Option<&[f32; SIDE]>, past: bool) {
-        assert!(y.len() == SIDE, "16 numbers");
-        let past = past && y.as_ptr().addr().is_multiple_of(LINE);
-        // SAFETY: `self` proves the features.
-        unsafe { if past { row::<true>(y, x, bias) } else { row::<false>(y, x, bias) } }
-    }
-
     /// Adds the 16 x 16 numbers of `x` to the rows of `y`.
     pub(super) fn add_rows(self, y: &mut Rows<'_>, x: &[f32; SIDE * SIDE]) {
         // SAFETY: `self` proves the features.
@@ -302,22 +291,6 @@ fn transpose<const PAST: bool>(y: &mut Rows<'_>, x: &[f32; SIDE * SIDE], bias: O
             } else {
                 _mm512_storeu_ps(y.as_mut_ptr(), row);
             }
-        }
-    }
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
-fn row<const PAST: bool>(y: &mut [f32], x: &[f32; SIDE], bias: Option<&[f32; SIDE]>) {
-    // SAFETY: as in `transpose`.
-    unsafe {
-        let mut row = _mm512_loadu_ps(x.as_ptr());
-        if let Some(bias) = bias {
-            row = _mm512_add_ps(row, _mm512_loadu_ps(bias.as_ptr()));
-        }
-        if PAST {
-            _mm512_stream_ps(y.as_mut_ptr(), row);
-        } else {
-            _mm512_storeu_ps(y.as_mut_ptr(), row);
         }
     }
 }

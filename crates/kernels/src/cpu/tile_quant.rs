@@ -128,7 +128,6 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
                 let products = products.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
                 let panel = bytemuck::cast_slice_mut::<_, TileI8>(panel).as_chunks_mut().0;
                 cpu.isa.run_int(Chunk {
-                    amx,
                     tiles: Configured::new(amx, SIDE),
                     x: x.from(index * tokens / SIDE, y.group * blocks),
                     dtype: a.w.dtype(),
@@ -156,7 +155,6 @@ fn rows(cpu: &Cpu, a: &Linear) -> usize {
 
 /// One chunk of outputs.
 struct Chunk<'a> {
-    amx: Amx,
     tiles: Configured,
     y: Tile<'a, f32>,
     /// From the chunk's first token.
@@ -192,7 +190,7 @@ impl IntOp for Chunk<'_> {
             } else {
                 self.tiles::<S>(&blocks);
             }
-            self.finish(&blocks);
+            self.finish::<S>(&blocks);
         }
     }
 }
@@ -339,12 +337,14 @@ impl Chunk<'_> {
 
     /// Writes the sums of all groups of some row blocks to the output, with the bias.
     #[inline(always)]
-    fn finish(&mut self, blocks: &Range<usize>) {
+    fn finish<S: IntTier>(&mut self, blocks: &Range<usize>) {
         for t in 0..self.y.rows {
             for block in blocks.clone() {
-                let sums = &self.sums[t / SIDE * BLOCKS + block % BLOCKS][t % SIDE];
-                let bias = self.bias.map(|bias| bias[block * ROWS..].first_chunk().expect("16 rows"));
-                self.amx.row(&mut self.y.row_mut(t)[block * ROWS..][..ROWS], sums, bias, self.past);
+                let mut y = V::<S::F>::of(&self.sums[t / SIDE * BLOCKS + block % BLOCKS][t % SIDE]);
+                if let Some(bias) = self.bias {
+                    y = y + V::load(&bias[block * ROWS..]);
+                }
+                y.put(&mut self.y.row_mut(t)[block * ROWS..][..ROWS], self.past);
             }
         }
     }
