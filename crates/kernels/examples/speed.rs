@@ -101,7 +101,7 @@ fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
             let mut buf = dev.alloc(dtype, i * o);
             if dtype.is_quantised() {
                 let q = (0..i * o).map(|j| (j * 7919 % 15) as i8 - 7).collect();
-                let w = quant::Quants { q, scales: vec![0.01; i * o / 64] };
+                let w = quant::Quants { q, scales: vec![0.01; i * o / quant::GROUP] };
                 dev.put_bytes(&mut buf, &quant::pack(dtype, o, i, &w));
             } else {
                 dev.fill(&mut buf, 0.01);

@@ -1,20 +1,20 @@
-//! Quantised matrices: small integers with a scale per group of 64 columns.
+//! Quantised matrices: small integers with a scale per group of 128 columns.
 //!
-//! Weight `[o, i]` is `q[o, i] * scale[o, i / 64]`. [`Dtype::Q8`] has q in -127 ..= 127 and [`Dtype::Q4`] in
+//! Weight `[o, i]` is `q[o, i] * scale[o, i / 128]`. [`Dtype::Q8`] has q in -127 ..= 127 and [`Dtype::Q4`] in
 //! -8 ..= 7; scales are f16, whose 11 bits of mantissa move a weight by at most 2^-12 of itself where those
-//! of bf16 would move it by 2^-9. That is 8.25 and 4.25 bits per weight.
+//! of bf16 would move it by 2^-9. That is 8.125 and 4.125 bits per weight.
 //!
 //! Bytes lie in the order in which kernels read them, in memory and in files:
 //!
 //! * Blocks of [`ROWS`] rows x [`GROUP`] columns, the groups of a row block one after the other.
-//! * A q8 block has 16 *lines* of 64 bytes. Line `k4` holds columns `4 k4 ..+ 4` of all 16 rows, the four of
+//! * A q8 block has 32 *lines* of 64 bytes. Line `k4` holds columns `4 k4 ..+ 4` of all 16 rows, the four of
 //!   row 0 first: byte `4 row + k`. A byte is `q + 128`, and never 0.
-//! * A q4 block has 8 times 64 bytes: byte `c` of part `j` holds byte `c` of line `2 j` in its low half and
+//! * A q4 block has 16 times 64 bytes: byte `c` of part `j` holds byte `c` of line `2 j` in its low half and
 //!   that of line `2 j + 1` in its high half, each `q + 8`.
 //! * Behind all blocks, the scales: 16 per block, in the order of the blocks.
 //!
 //! So one vector of 64 bytes times four activations, repeated 16 times, gives one term for each of 16 rows: no
-//! sum runs across a vector, and the same line is an operand of a tile of integers.
+//! sum runs across a vector, and 16 lines are a tile of integers, two to a group.
 //!
 //! # Products
 //! A linear map with such a matrix quantises its input as well, by token and group (`Activations`), so that
@@ -27,7 +27,7 @@ use half::f16;
 use crate::Dtype;
 
 /// Columns that share a scale.
-pub const GROUP: usize = 64;
+pub const GROUP: usize = 128;
 /// Rows of a block.
 pub const ROWS: usize = 16;
 /// Bytes of a line: four columns of the rows of a block.
@@ -83,7 +83,7 @@ pub(crate) fn range(dtype: Dtype) -> (i8, i8) {
 pub struct Quants {
     /// Integers, `[rows, cols]`.
     pub q: Vec<i8>,
-    /// Scales, `[rows, cols / 64]`.
+    /// Scales, `[rows, cols / 128]`.
     pub scales: Vec<f32>,
 }
 
@@ -233,10 +233,10 @@ mod tests {
 
     #[test]
     fn bits_per_weight_and_places() {
-        assert_eq!((Dtype::Q8.bytes(1024) * 8, Dtype::Q4.bytes(1024) * 8), (1024 * 33 / 4, 1024 * 17 / 4));
-        let (rows, cols) = (32, 128);
+        assert_eq!((Dtype::Q8.bytes(2048) * 8, Dtype::Q4.bytes(2048) * 8), (2048 * 65 / 8, 2048 * 33 / 8));
+        let (rows, cols) = (32, 256);
         let mut w = Quants { q: vec![0; rows * cols], scales: vec![0.0; rows * cols / GROUP] };
-        w.q[17 * cols + 64 + 9] = 3;
+        w.q[17 * cols + 128 + 73] = 3;
         w.scales[17 * 2 + 1] = 1.0;
         let at = |dtype| {
             let bytes = pack(dtype, rows, cols, &w);
@@ -245,9 +245,9 @@ mod tests {
             let byte = quants.iter().position(|b| *b != empty).unwrap();
             (byte, quants[byte], scales.iter().position(|b| *b != 0).unwrap() / 2)
         };
-        // The last of four blocks, line 2, row 1, column 1 of the line.
-        assert_eq!(at(Dtype::Q8), (3 * 1024 + 2 * 64 + 4 + 1, 131, 3 * 16 + 1));
-        assert_eq!(at(Dtype::Q4), (3 * 512 + 64 + 4 + 1, 0x8b, 3 * 16 + 1));
+        // The last of four blocks, line 18, row 1, column 1 of the line.
+        assert_eq!(at(Dtype::Q8), (3 * 2048 + 18 * 64 + 4 + 1, 131, 3 * 16 + 1));
+        assert_eq!(at(Dtype::Q4), (3 * 1024 + 9 * 64 + 4 + 1, 0x8b, 3 * 16 + 1));
     }
 
     #[test]

@@ -16,7 +16,7 @@ fn devices() -> Vec<Box<dyn Device>> {
 
 fn matrix(dev: &dyn Device, dtype: Dtype, rows: usize, cols: usize) -> Mat {
     let q = (0..rows * cols).map(|j| (j * 7 % 15) as i8 - 7).collect();
-    let w = Quants { q, scales: vec![0.25; rows * cols / 64] };
+    let w = Quants { q, scales: vec![0.25; rows * cols / quant::GROUP] };
     let mut buf = dev.alloc(dtype, rows * cols);
     dev.put_bytes(&mut buf, &quant::pack(dtype, rows, cols, &w));
     Mat::new(rows, cols, buf)
@@ -46,13 +46,13 @@ fn product(dev: &dyn Device, w: &Mat, x: &[f32]) -> Vec<f32> {
 fn a_token_that_is_not_finite_gives_nan_and_leaves_others_alone() {
     for dev in devices() {
         for dtype in [Dtype::Q8, Dtype::Q4] {
-            let w = matrix(&*dev, dtype, 32, 128);
+            let w = matrix(&*dev, dtype, 32, 256);
             for t in [1, 5, 20] {
-                let x: Vec<f32> = (0..t * 128).map(|j| (j % 11) as f32 - 4.0).collect();
+                let x: Vec<f32> = (0..t * 256).map(|j| (j % 11) as f32 - 4.0).collect();
                 let clean = product(&*dev, &w, &x);
                 for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                     let mut x = x.clone();
-                    x[(t - 1) * 128 + 70] = bad;
+                    x[(t - 1) * 256 + 140] = bad;
                     let y = product(&*dev, &w, &x);
                     assert!(y[(t - 1) * 32..].iter().all(|y| y.is_nan()), "{} {dtype:?} {bad}", dev.name());
                     assert_eq!(y[..(t - 1) * 32], clean[..(t - 1) * 32], "{}", dev.name());
@@ -91,10 +91,10 @@ fn fused_tiers_give_the_same_bits() {
 fn bytes_come_back_and_widen() {
     for dev in devices() {
         for dtype in [Dtype::Q8, Dtype::Q4] {
-            let w = matrix(&*dev, dtype, 16, 128);
+            let w = matrix(&*dev, dtype, 16, 256);
             let bytes = dev.to_bytes(&w.buf);
             let mut wide = vec![0.0; w.len()];
-            quant::widen(dtype, 16, 128, &bytes, &mut wide);
+            quant::widen(dtype, 16, 256, &bytes, &mut wide);
             let want: Vec<f32> = (0..w.len()).map(|j| ((j * 7 % 15) as f32 - 7.0) * 0.25).collect();
             assert_eq!(wide, want, "{} {dtype:?}", dev.name());
         }
@@ -104,9 +104,9 @@ fn bytes_come_back_and_widen() {
 #[test]
 fn gradients_are_refused_in_words() {
     for dev in devices() {
-        let w = matrix(&*dev, Dtype::Q8, 16, 64);
-        let (x, dy) = (buf(&*dev, &[1.0; 64]), buf(&*dev, &[1.0; 16]));
-        let run = || dev.linear_dx(&mut buf(&*dev, &[0.0; 64]), &dy, map(1, 16, 64, &x, &w));
+        let w = matrix(&*dev, Dtype::Q8, 16, 128);
+        let (x, dy) = (buf(&*dev, &[1.0; 128]), buf(&*dev, &[1.0; 16]));
+        let run = || dev.linear_dx(&mut buf(&*dev, &[0.0; 128]), &dy, map(1, 16, 128, &x, &w));
         let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).unwrap_err();
         let words = panic.downcast_ref::<&str>().map(|s| s.to_string());
         let words = words.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap();

@@ -74,9 +74,9 @@ impl FileDtype {
 /// How the matrices of a model are quantised; see [`zamba_kernels::quant`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum QuantFormat {
-    /// 8 bits and a share of a scale, 8.25 in all.
+    /// 8 bits and a share of a scale, 8.125 in all.
     Q8,
-    /// 4 bits and a share of a scale, 4.25 in all.
+    /// 4 bits and a share of a scale, 4.125 in all.
     Q4,
 }
 

@@ -152,9 +152,9 @@ fn files_are_plain_safetensors_in_the_order_of_memory() {
         let name = "model.layers.0.mamba.in_proj.weight";
         let find = |end: &str| tensors.iter().find(|t| t.0 == format!("{name}{end}")).unwrap();
         let (quants, scales) = (find(".q"), find(".scale"));
-        let block = if format == QuantFormat::Q8 { 1024 } else { 512 };
-        assert_eq!((quants.1.as_str(), &quants.2[..]), ("U8", &[16, 1, block][..]));
-        assert_eq!((scales.1.as_str(), &scales.2[..]), ("F16", &[16, 1, 16][..]));
+        let block = if format == QuantFormat::Q8 { 2048 } else { 1024 };
+        assert_eq!((quants.1.as_str(), &quants.2[..]), ("U8", &[32, 1, block][..]));
+        assert_eq!((scales.1.as_str(), &scales.2[..]), ("F16", &[32, 1, 16][..]));
         let id = model.specs().iter().position(|s| s.name == name).unwrap();
         let mat = model.params()[id].mat();
         let bytes = model.device().to_bytes(&mat.buf);
@@ -211,11 +211,11 @@ fn broken_folders_are_refused_by_the_rule_they_break() {
         ),
         (
             "shape of integers",
-            |t| of(t, ".q").2 = vec![1, 16, 1024],
+            |t| of(t, ".q").2 = vec![1, 32, 2048],
             |e| matches!(e, LoadError::Shape { .. }),
         ),
-        ("flat integers", |t| of(t, ".q").2 = vec![16 * 1024], |e| matches!(e, LoadError::Shape { .. })),
-        ("shape of scales", |t| of(t, ".scale").2 = vec![16, 16], |e| matches!(e, LoadError::Shape { .. })),
+        ("flat integers", |t| of(t, ".q").2 = vec![32 * 2048], |e| matches!(e, LoadError::Shape { .. })),
+        ("shape of scales", |t| of(t, ".scale").2 = vec![32, 16], |e| matches!(e, LoadError::Shape { .. })),
         (
             "type of scales",
             |t| of(t, ".scale").1 = "BF16".into(),
@@ -225,7 +225,7 @@ fn broken_folders_are_refused_by_the_rule_they_break() {
             "plain beside quantised",
             |t| {
                 let name = of(t, ".q").0.trim_end_matches(".q").to_owned();
-                t.push((name, "F32".into(), vec![256, 64], vec![0; 256 * 64 * 4]));
+                t.push((name, "F32".into(), vec![512, 128], vec![0; 512 * 128 * 4]));
             },
             |e| matches!(e, LoadError::Twofold { .. }),
         ),
@@ -234,7 +234,7 @@ fn broken_folders_are_refused_by_the_rule_they_break() {
             |t| {
                 let name = of(t, ".q").0.trim_end_matches(".q").to_owned();
                 t.retain(|t| !t.0.starts_with(&name));
-                t.push((name, "F32".into(), vec![256, 64], vec![0; 256 * 64 * 4]));
+                t.push((name, "F32".into(), vec![512, 128], vec![0; 512 * 128 * 4]));
             },
             |e| matches!(e, LoadError::Storage { found: "F32", expected: "q8", .. }),
         ),
@@ -248,7 +248,7 @@ fn broken_folders_are_refused_by_the_rule_they_break() {
             |t| {
                 let norm = t.iter_mut().find(|t| t.0 == "model.final_layernorm.weight").unwrap();
                 (norm.0, norm.1) = ("model.final_layernorm.weight.q".into(), "U8".into());
-                norm.2 = vec![256];
+                norm.2 = vec![512];
                 t.push(("model.final_layernorm.weight.scale".into(), "F16".into(), vec![1], vec![0; 2]));
             },
             |e| matches!(e, LoadError::Storage { found: "bytes", .. }),
@@ -323,7 +323,7 @@ fn every_field_of_the_config_is_honoured_or_refused() {
         let config = ZambaConfig { dtype: FileDtype::Bf16, ..config(format) };
         assert_eq!(ZambaConfig::from_json(&config.to_json()).unwrap(), config);
     }
-    let good = serde_json::json!({"quant_method": "zamba", "version": 1, "format": "q4", "group_size": 64});
+    let good = serde_json::json!({"quant_method": "zamba", "version": 2, "format": "q4", "group_size": 128});
     let with = |field: &str, value: serde_json::Value| {
         let mut config: serde_json::Value = serde_json::from_str(&wide_config().to_json()).unwrap();
         config["quantization_config"] = good.clone();
@@ -342,7 +342,7 @@ fn every_field_of_the_config_is_honoured_or_refused() {
     };
     refused("quant_method", "gptq".into(), |e| matches!(e, ConfigError::Quantised { .. }));
     refused("quant_method", serde_json::Value::Null, |e| matches!(e, ConfigError::Quantised { .. }));
-    for (field, bad) in [("version", 2), ("group_size", 128)] {
+    for (field, bad) in [("version", 1), ("group_size", 64)] {
         refused(field, bad.into(), |e| matches!(e, ConfigError::NotSupported { .. }));
         refused(field, "64".into(), |e| matches!(e, ConfigError::NotSupported { .. }));
         refused(field, serde_json::Value::Null, |e| matches!(e, ConfigError::Missing { .. }));

@@ -30,7 +30,7 @@ pub(crate) struct Args {
     /// The folder to make.
     #[arg(short = 'o', long, value_name = "DIR")]
     out: PathBuf,
-    /// q8 takes 8.25 bits per weight, q4 takes 4.25.
+    /// q8 takes 8.125 bits per weight, q4 takes 4.125.
     #[arg(short = 'f', long, value_name = "FORMAT")]
     format: Format,
     /// Text like that which the model is for, a .txt or .jsonl file: the model reads it first, and weights that meet
@@ -81,7 +81,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let config = ZambaConfig { quantization: Some(args.format.into()), ..checkpoint.config.clone() };
     if tensors(&config).iter().all(|spec| spec.quantised(&config).is_none()) {
         bail!(
-            "no matrix of {} falls into blocks of 16 rows and 64 columns: it is too small",
+            "no matrix of {} falls into blocks of 16 rows and 128 columns: it is too small",
             folder.display()
         );
     }

@@ -128,35 +128,35 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
     for dtype in [Dtype::Q8, Dtype::Q4] {
         let plain = |t, o, i, bias| QuantCase::plain(dtype, t, o, i, bias);
         cases.extend([
-            plain(1, 16, 64, false),
-            plain(1, 48, 128, true),
-            plain(2, 32, 64, true),
-            plain(3, 16, 192, false),
-            plain(5, 16, 64, false),
-            plain(7, 112, 128, true),
-            plain(8, 48, 320, false),
-            plain(13, 32, 128, true),
-            plain(16, 48, 64, false),
-            plain(31, 80, 128, true),
-            plain(33, 16, 192, false),
+            plain(1, 16, 128, false),
+            plain(1, 48, 256, true),
+            plain(2, 32, 128, true),
+            plain(3, 16, 384, false),
+            plain(5, 16, 128, false),
+            plain(7, 112, 256, true),
+            plain(8, 48, 640, false),
+            plain(13, 32, 256, true),
+            plain(16, 48, 128, false),
+            plain(31, 80, 256, true),
+            plain(33, 16, 384, false),
             // Beyond the block sizes of the fast device.
-            plain(1, 1040, 256, false),
-            plain(150, 144, 256, true),
-            plain(6, 32, 2112, false),
-            plain(40, 16, 2112, true),
-            plain(66, 16, 16384, false),
+            plain(1, 1040, 512, false),
+            plain(150, 144, 512, true),
+            plain(6, 32, 4224, false),
+            plain(40, 16, 4224, true),
+            plain(66, 16, 32768, false),
             // A single tile of tokens, with several panels of row blocks in a chunk and an odd number of groups.
-            plain(12, 1296, 192, true),
-            plain(9, 80, 448, false),
+            plain(12, 1296, 384, true),
+            plain(9, 80, 896, false),
         ]);
         // Few tokens, with more row blocks in a chunk than go side by side.
-        cases.extend((2..=8).map(|t| plain(t, 656, 192, true)));
+        cases.extend((2..=8).map(|t| plain(t, 656, 384, true)));
         for t in [1, 3, 6, 8, 17, 37] {
             for values in [Values::Largest, Values::Least, Values::Zeros] {
-                cases.push(QuantCase { values, ..plain(t, 32, 320, false) });
+                cases.push(QuantCase { values, ..plain(t, 32, 640, false) });
             }
             let groups =
-                QuantCase { groups: 2, x_stride: 140, x_group: 70, x_at: 3, ..plain(t, 48, 64, true) };
+                QuantCase { groups: 2, x_stride: 270, x_group: 135, x_at: 3, ..plain(t, 48, 128, true) };
             cases.push(groups);
         }
     }
@@ -172,15 +172,15 @@ pub(super) fn check_cutting(dev: &dyn Device) -> Result<(), String> {
         let mut rng = Rng::new("cutting quantised rows");
         let case = QuantCase {
             groups: 2,
-            x_stride: 300,
-            x_group: 150,
+            x_stride: 600,
+            x_group: 300,
             x_at: 1,
-            ..QuantCase::plain(dtype, TOKENS, 32, 128, false)
+            ..QuantCase::plain(dtype, TOKENS, 32, 256, false)
         };
         let inputs = case.inputs(&mut rng);
-        let w = matrix(dev, dtype, 64, 128, &inputs[1].values, &inputs[2].values);
+        let w = matrix(dev, dtype, 64, 256, &inputs[1].values, &inputs[2].values);
         let call = |x: &[f32]| {
-            let t = x.len() / 300;
+            let t = x.len() / 600;
             let (x, mut y) = (upload(dev, Dtype::F32, x), rubbish(dev, t * 64));
             dev.linear(&mut y, Linear { t, ..case.args(&x, &w, None) });
             download(dev, &y)
@@ -191,8 +191,8 @@ pub(super) fn check_cutting(dev: &dyn Device) -> Result<(), String> {
             for others in [0, 1, 9] {
                 let (mut cut, mut at): (Vec<f32>, usize) = (vec![], 0);
                 for len in pieces {
-                    let mut rows = rng.normals(others * 300);
-                    rows.extend(&x[at * 300..][..len * 300]);
+                    let mut rows = rng.normals(others * 600);
+                    rows.extend(&x[at * 600..][..len * 600]);
                     cut.extend(&call(&rows)[others * 64..]);
                     at += len;
                 }

@@ -219,9 +219,11 @@ mod tests {
             let mut out = vec![];
             for seed in 0..100 {
                 let (mut bytes, mut x) = ([0; LINE], [0.0; GROUP]);
-                for j in 0..64 {
+                for j in 0..LINE {
                     // Never 0, as in a file, and often the extremes.
                     bytes[j] = ((j * 37 + seed * 101) % 300).clamp(1, 255) as u8;
+                }
+                for j in 0..GROUP {
                     x[j] = ((j * 29 + seed * 53) % 100) as f32 - 50.5;
                 }
                 let mut q = [0; GROUP];

@@ -17,7 +17,7 @@ use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes, zero_point};
 use crate::{Buf, Dtype, Linear};
 
 /// Groups per pass over many tokens: 16 KiB of weights, unpacked, stay in L1 while tokens go by.
-const PASS: usize = 16;
+const PASS: usize = 8;
 /// Most tokens per chunk, whose integers stay in L2.
 const TOKEN_BLOCK: usize = 128;
 /// Most rows of weights per chunk of many tokens.
@@ -62,9 +62,9 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
 pub(super) struct Input<'a> {
     /// Integers, `[t, width]`.
     pub(super) q: &'a [i8],
-    /// Scales, `[t, width / 64]`.
+    /// Scales, `[t, width / 128]`.
     pub(super) scales: &'a [f32],
-    /// Where sums of products start, to make up for the zero point of the weights, `[t, width / 64]`.
+    /// Where sums of products start, to make up for the zero point of the weights, `[t, width / 128]`.
     pub(super) starts: &'a [i32],
     pub(super) width: usize,
 }
@@ -234,7 +234,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
     #[inline(always)]
     fn fours(&self, t: usize, g: usize) -> &Fours {
         let q = &self.x.q[t * self.x.width + g * GROUP..][..GROUP];
-        q.as_chunks().0.first_chunk().expect("16 times 4")
+        q.as_chunks().0.first_chunk().expect("32 times 4")
     }
 
     /// Few tokens and `B` row blocks, whose lines come straight from memory.
@@ -284,7 +284,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
         // Two sums, so that products need not wait for one another.
         let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
         if Q4 {
-            let w: &[_; LINES / 2] = w.first_chunk().expect("8 parts");
+            let w: &[_; LINES / 2] = w.first_chunk().expect("16 parts");
             for j in 0..LINES / 2 {
                 S::prefetch(&w[j], ahead);
                 let (low, high) = S::lines4(&w[j]);
@@ -292,7 +292,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
                 odd = S::dot4(odd, high, x[2 * j + 1]);
             }
         } else {
-            let w: &[_; LINES] = w.first_chunk().expect("16 lines");
+            let w: &[_; LINES] = w.first_chunk().expect("32 lines");
             for j in 0..LINES / 2 {
                 S::prefetch(&w[2 * j], ahead);
                 S::prefetch(&w[2 * j + 1], ahead);
@@ -420,9 +420,9 @@ impl<const Q4: bool> Forward<'_, Q4> {
         for g in from..to {
             let lines: &[[u8; LINE]; LINES] = if Q4 {
                 let lines = self.unpacked.as_chunks().0;
-                lines[(g - from) * LINES..].first_chunk().expect("16 lines")
+                lines[(g - from) * LINES..].first_chunk().expect("32 lines")
             } else {
-                self.block(block, g).first_chunk().expect("16 lines")
+                self.block(block, g).first_chunk().expect("32 lines")
             };
             let mut x = [&[[0; 4]; LINES]; T];
             let mut sum = [S::start(0); T];

@@ -99,7 +99,7 @@ struct RowBlock<'a> {
     scales: &'a mut [u8],
 }
 
-/// A group of 64 columns of 16 rows, column after column.
+/// A group of columns of 16 rows, column after column.
 type Block = [[f32; LANES]; GROUP];
 
 impl Op for RowBlock<'_> {
@@ -116,7 +116,7 @@ impl Op for RowBlock<'_> {
                     x[c][row] = *w;
                 }
             }
-            let importance = self.importance[g * GROUP..].first_chunk().expect("64 columns");
+            let importance = self.importance[g * GROUP..].first_chunk().expect("a group of columns");
             let search = Search { x: &x, importance, range: range(self.dtype) };
             let trials = if self.dtype == Dtype::Q8 { TRIALS_8 } else { TRIALS_4 };
             let scale = search.best::<S>(trials);
@@ -301,7 +301,7 @@ mod tests {
 
     #[test]
     fn important_columns_err_less() {
-        let cols = 128;
+        let cols = 256;
         let w = weights(64 * cols);
         let importance: Vec<f32> = (0..cols).map(|c| if c % 16 == 0 { 100.0 } else { 1.0 }).collect();
         let cpu = Cpu::new(Some(2));
@@ -320,17 +320,17 @@ mod tests {
     #[test]
     fn zeros_tiny_and_huge_weights_give_bytes_that_a_file_may_hold() {
         for dtype in [Dtype::Q8, Dtype::Q4] {
-            let mut w = vec![0.0; 16 * 64];
-            w[64..128].fill(1e-12);
-            w[128..192].fill(-3e38);
-            w[200] = -1.0;
+            let mut w = vec![0.0; 16 * GROUP];
+            w[GROUP..2 * GROUP].fill(1e-12);
+            w[2 * GROUP..3 * GROUP].fill(-3e38);
+            w[400] = -1.0;
             let mut bytes = vec![0; dtype.bytes(w.len())];
-            Cpu::new(Some(1)).quantise(dtype, 64, &w, None, &mut bytes);
-            let found = unpack(dtype, 16, 64, &bytes);
+            Cpu::new(Some(1)).quantise(dtype, GROUP, &w, None, &mut bytes);
+            let found = unpack(dtype, 16, GROUP, &bytes);
             assert!(found.scales.iter().all(|s| s.is_finite() && *s >= 0.0), "{:?}", found.scales);
-            assert!(found.q[..128].iter().all(|q| *q == 0));
-            assert_eq!(found.q[128..192], [range(dtype).0; 64]);
-            assert_eq!(found.q.iter().filter(|q| **q != 0).count(), 65);
+            assert!(found.q[..2 * GROUP].iter().all(|q| *q == 0));
+            assert_eq!(found.q[2 * GROUP..3 * GROUP], [range(dtype).0; GROUP]);
+            assert_eq!(found.q.iter().filter(|q| **q != 0).count(), GROUP + 1);
         }
     }
 

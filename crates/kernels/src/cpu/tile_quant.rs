@@ -1,8 +1,8 @@
 //! Linear maps with quantised weights on tiles, for many tokens.
 //!
-//! A block of 16 rows and 64 columns, one signed byte per weight, is a tile of B; 16 tokens of a group are a
-//! tile of A. One multiplication gives the integer sums of 16 tokens and 16 rows, which vectors scale and add
-//! to the outputs in the same way as [`quant`](super::quant) does, so results are equal bit for bit.
+//! A block of 16 rows and a group of columns, one signed byte per weight, is two tiles of B; 16 tokens of a group are two
+//! tiles of A. Two multiplications give the integer sums of 16 tokens and 16 rows, which vectors scale and add to the
+//! outputs in the same way as [`quant`](super::quant) does, so results are equal bit for bit.
 //!
 //! Many tokens: the weights go by [`PASS`] groups of [`BLOCKS`] row blocks, unpacked, which stay in L1 while the tokens, in L2,
 //! go by. One tile of tokens: the weights come from memory two groups at a time, and all that they meet is in L1.
@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use half::f16;
 
-use super::amx::{Amx, SIDE, TileI8, Tiles as Configured};
+use super::amx::{Amx, SIDE, STEP_I8, TileI8, TileI32, Tiles as Configured};
 use super::int::{IntOp, IntTier};
 use super::quant::{AHEAD, AHEAD_SCALES};
 use super::split::{Columns, Runs, Tile, Tiles};
@@ -20,14 +20,14 @@ use super::{Cpu, goes_past, scratch};
 use crate::quant::{GROUP, LINE, ROWS, block_bytes};
 use crate::{Buf, Dtype, Linear};
 
-/// Groups per pass: with [`BLOCKS`] 16 KiB of weights, 4 KiB of activations and 8 KiB of sums, in L1.
-const PASS: usize = 4;
+/// Groups per pass: with [`BLOCKS`] 16 KiB of weights, 8 KiB of activations and 8 KiB of sums, in L1.
+const PASS: usize = 2;
 /// Row blocks per panel, each a stream of its own from memory.
 const BLOCKS: usize = 4;
 /// Most bytes of activations per chunk, which stay in L2 while rows go by.
 const TOKEN_BYTES: usize = 1 << 20;
-/// Bytes of a tile of 16 tokens or rows and the columns of a group.
-const TILE: usize = SIDE * GROUP;
+/// The integers of 16 tokens or rows and the columns of a group.
+type Block = [TileI8; GROUP / STEP_I8];
 
 /// See [`crate::Device::linear`]; sizes are checked.
 pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
@@ -35,7 +35,7 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
     let rows = a.t.next_multiple_of(SIDE);
     scratch::floats(rows * width / 4 + rows * width / GROUP, |memory| {
         let (q, scales) = memory.split_at_mut(rows * width / 4);
-        let q: &mut [TileI8] = bytemuck::cast_slice_mut(q);
+        let q: &mut [Block] = bytemuck::cast_slice_mut(q);
         quantise(cpu, q, scales.as_chunks_mut().0, a);
         forward(cpu, amx, y.f32_mut(), Input { q, scales: scales.as_chunks().0, width: width / GROUP }, a);
     });
@@ -45,7 +45,7 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
 #[derive(Clone, Copy)]
 struct Input<'a> {
     /// Integers of 16 tokens and a group, `[tiles of tokens, width]`.
-    q: &'a [TileI8],
+    q: &'a [Block],
     /// Scales, `[tiles of tokens, width, 16]`.
     scales: &'a [[f32; SIDE]],
     /// Groups of columns of the whole map.
@@ -61,18 +61,18 @@ impl<'a> Input<'a> {
 
     /// `count` groups from `group` on of a tile of tokens.
     #[inline(always)]
-    fn tile(&self, tile: usize, group: usize, count: usize) -> (&'a [TileI8], &'a [[f32; SIDE]]) {
+    fn tile(&self, tile: usize, group: usize, count: usize) -> (&'a [Block], &'a [[f32; SIDE]]) {
         let at = tile * self.width + group;
         (&self.q[at..][..count], &self.scales[at..][..count])
     }
 }
 
 /// Quantises the input of all groups of the map.
-fn quantise(cpu: &Cpu, q: &mut [TileI8], scales: &mut [[f32; SIDE]], a: &Linear) {
+fn quantise(cpu: &Cpu, q: &mut [Block], scales: &mut [[f32; SIDE]], a: &Linear) {
     let (x, groups) = (a.x.f32(), a.i / GROUP);
     let width = a.groups * groups;
     let tiles = (Runs::new(q, width), Runs::new(scales, width));
-    cpu.split(a.t * width * GROUP, tiles, |tile, (q, scales): (&mut [TileI8], &mut [[f32; SIDE]])| {
+    cpu.split(a.t * width * GROUP, tiles, |tile, (q, scales): (&mut [Block], &mut [[f32; SIDE]])| {
         let tokens = SIDE.min(a.t - tile * SIDE);
         for token in 0..tokens {
             let x = &x[(tile * SIDE + token) * a.x_stride + a.x_at..];
@@ -83,7 +83,7 @@ fn quantise(cpu: &Cpu, q: &mut [TileI8], scales: &mut [[f32; SIDE]], a: &Linear)
             }
         }
         for (q, scales) in q.iter_mut().zip(scales) {
-            q[tokens..].fill([0; GROUP]);
+            q.iter_mut().for_each(|q| q[tokens..].fill([0; STEP_I8]));
             scales[tokens..].fill(0.0);
         }
     });
@@ -92,7 +92,7 @@ fn quantise(cpu: &Cpu, q: &mut [TileI8], scales: &mut [[f32; SIDE]], a: &Linear)
 /// Quantises a token of a tile.
 struct Quantise<'a> {
     x: &'a [[f32; GROUP]],
-    q: &'a mut [TileI8],
+    q: &'a mut [Block],
     scales: &'a mut [[f32; SIDE]],
     token: usize,
 }
@@ -103,7 +103,11 @@ impl IntOp for Quantise<'_> {
     #[inline(always)]
     fn eval<S: IntTier>(self) {
         for ((x, q), scales) in self.x.iter().zip(self.q).zip(self.scales) {
-            (scales[self.token], _) = S::quantise(x, &mut q[self.token]);
+            let mut row = [0; GROUP];
+            (scales[self.token], _) = S::quantise(x, &mut row);
+            for (q, row) in q.iter_mut().zip(row.as_chunks().0) {
+                q[self.token] = *row;
+            }
         }
     }
 }
@@ -120,13 +124,13 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
         cpu.split(y.len() * a.i, Tiles::columns(y, stride, columns), |_, y: Tile<f32>| {
             let first = y.group * a.o + y.start;
             let tiles = y.rows.div_ceil(SIDE);
-            let (panel, sums) = (BLOCKS * PASS * TILE / 4, 2 * PASS * SIDE * LANES);
+            let (panel, sums) = (BLOCKS * PASS * size_of::<Block>() / 4, PASS * 4 * SIDE * LANES);
             scratch::floats(panel + sums + tiles * BLOCKS * SIDE * LANES, |memory| {
                 let (panel, rest) = memory.split_at_mut(panel);
                 let (products, sums) = rest.split_at_mut(sums);
-                let products: &mut [i32] = bytemuck::cast_slice_mut(products);
-                let products = products.as_chunks_mut().0.as_chunks_mut().0.as_chunks_mut().0;
-                let panel = bytemuck::cast_slice_mut::<_, TileI8>(panel).as_chunks_mut().0;
+                let products: &mut [TileI32] = bytemuck::cast_slice_mut(products);
+                let products = products.as_chunks_mut().0.as_chunks_mut().0;
+                let panel = bytemuck::cast_slice_mut::<_, Block>(panel).as_chunks_mut().0;
                 cpu.isa.run_int(Chunk {
                     tiles: Configured::new(amx, SIDE),
                     x: x.from(index * tokens / SIDE, y.group * blocks),
@@ -169,9 +173,9 @@ struct Chunk<'a> {
     /// Threads that take chunks in turn.
     threads: usize,
     /// Room for the signed integers of a pass.
-    panel: &'a mut [[TileI8; PASS]; BLOCKS],
-    /// Integer sums of a pass for two row blocks and 16 tokens.
-    products: &'a mut [[[[i32; LANES]; SIDE]; PASS]; 2],
+    panel: &'a mut [[Block; PASS]; BLOCKS],
+    /// Integer sums of a pass, `[groups, two row blocks, two tiles of tokens]`.
+    products: &'a mut [[[TileI32; 2]; 2]; PASS],
     /// Sums of the groups so far, `[tiles, BLOCKS, 16 tokens]`; in the output they would lie far apart.
     sums: &'a mut [[[f32; LANES]; SIDE]],
     /// Whether to write outputs past the caches.
@@ -210,7 +214,7 @@ impl Chunk<'_> {
                 for block in pair.clone() {
                     self.unpack::<S, true>(block, from, count, ahead);
                 }
-                self.multiply(block, 0, from, count);
+                self.multiply_one(block, from, count);
                 for block in pair {
                     self.add::<S>(block, 0, from, count);
                 }
@@ -226,12 +230,18 @@ impl Chunk<'_> {
             for block in blocks.clone() {
                 self.unpack::<S, false>(block, from, count, 0);
             }
-            for tile in 0..self.y.rows.div_ceil(SIDE) {
+            let tiles = self.y.rows.div_ceil(SIDE);
+            for tile in (0..tiles).step_by(2) {
+                let pair = tile..(tile + 2).min(tiles);
                 for block in blocks.clone().step_by(2) {
-                    self.ask::<S>(block, tile, from, count);
-                    self.multiply(block, tile, from, count);
-                    for block in block..(block + 2).min(blocks.end) {
-                        self.add::<S>(block, tile, from, count);
+                    for tile in pair.clone() {
+                        self.ask::<S>(block, tile, from, count);
+                    }
+                    self.multiply(block, [tile, pair.end - 1], from, count);
+                    for tile in pair.clone() {
+                        for block in block..(block + 2).min(blocks.end) {
+                            self.add::<S>(block, tile, from, count);
+                        }
                     }
                 }
             }
@@ -283,7 +293,7 @@ impl Chunk<'_> {
         }
         if tile + 1 < tiles {
             let (q, _) = self.x.tile(tile + 1, from, count);
-            let lines = q.as_flattened();
+            let lines = q.as_flattened().as_flattened();
             let share = lines.len() * 2 / BLOCKS;
             for line in &lines[block / 2 * share..][..share] {
                 S::prefetch(line, 0);
@@ -291,22 +301,28 @@ impl Chunk<'_> {
         }
     }
 
-    /// The integer sums of `count` groups of two row blocks and a tile of tokens. What stands for a second group or row block
-    /// that does not exist is not used.
+    /// The integer sums of `count` groups of two row blocks and two tiles of tokens. Those of a second row block that does not
+    /// exist are not used.
     #[inline(always)]
-    fn multiply(&mut self, block: usize, tile: usize, from: usize, count: usize) {
-        let (q, _) = self.x.tile(tile, from, count);
-        let [even, odd] = self.products;
-        let (even, odd) = (even.as_chunks_mut::<2>().0, odd.as_chunks_mut::<2>().0);
+    fn multiply(&mut self, block: usize, tiles: [usize; 2], from: usize, count: usize) {
+        let [first, second] = tiles.map(|tile| self.x.tile(tile, from, count).0);
         let w = &self.panel[block % BLOCKS..][..2];
-        let w = [&w[0], &w[1]].map(|w| w.as_chunks::<2>().0);
-        let (pairs, last) = q.as_chunks::<2>();
-        for (p, q) in pairs.iter().enumerate() {
-            self.tiles.square_i8([&mut even[p], &mut odd[p]], q, [&w[0][p], &w[1][p]]);
+        for g in 0..count {
+            self.tiles.shared_i8(&mut self.products[g], [&first[g], &second[g]], [&w[0][g], &w[1][g]]);
         }
-        if let [last] = last {
-            let p = pairs.len();
-            self.tiles.square_i8([&mut even[p], &mut odd[p]], &[*last; 2], [&w[0][p], &w[1][p]]);
+    }
+
+    /// The integer sums of `count` groups, one or two, of two row blocks and the first tile of tokens. What stands for a second
+    /// group or row block that does not exist is not used.
+    #[inline(always)]
+    fn multiply_one(&mut self, block: usize, from: usize, count: usize) {
+        let (q, _) = self.x.tile(0, from, count);
+        let w = &self.panel[block % BLOCKS..][..2];
+        let [[[c00, _], [c10, _]], [[c01, _], [c11, _]]] = self.products;
+        let c = [[c00, c01], [c10, c11]];
+        match q {
+            [last] => self.tiles.square_i8(c, &[*last; 2], [&w[0], &w[1]]),
+            _ => self.tiles.square_i8(c, q.first_chunk().expect("two groups"), [&w[0], &w[1]]),
         }
     }
 
@@ -323,7 +339,8 @@ impl Chunk<'_> {
                 acc[c] = V::of(&waiting[c]);
             }
         }
-        for ((sums, scales), x_scales) in self.products[block % 2].iter().zip(scales).zip(x_scales) {
+        for ((sums, scales), x_scales) in self.products.iter().zip(scales).zip(x_scales) {
+            let sums = &sums[block % 2][tile % 2];
             let scale = V::<S::F>::wrap(S::scales(scales));
             for c in 0..SIDE {
                 let sum = V::wrap(S::float(S::sums(&sums[c])));

@@ -27,8 +27,8 @@ impl IntTier for Avx2 {
 
     #[inline(always)]
     fn quantise(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, i32) {
-        // SAFETY: see the module text; reads of 8 floats at multiples of 8 below 64 lie in `x`, and writes of
-        // 32 bytes at 0 and 32 in `q`.
+        // SAFETY: see the module text; reads of 8 floats at multiples of 8 below 128 lie in `x`, and writes
+        // of 32 bytes at multiples of 32 in `q`.
         unsafe {
             let bits = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fff_ffff));
             // As integers, magnitudes are in the order of the numbers, and what is not finite is largest.
@@ -210,7 +210,7 @@ macro_rules! wide {
 
         #[inline(always)]
         fn quantise(x: &[f32; GROUP], q: &mut [i8; GROUP]) -> (f32, i32) {
-            // SAFETY: see the module text; reads of 16 floats at multiples of 16 below 64 lie in `x`, and so do
+            // SAFETY: see the module text; reads of 16 floats at multiples of 16 below 128 lie in `x`, and so do
             // writes of 16 bytes in `q`.
             unsafe {
                 let bits = _mm512_set1_epi32(0x7fff_ffff);

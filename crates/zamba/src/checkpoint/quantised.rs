@@ -1,7 +1,7 @@
 //! Quantised tensors of a file: two tensors in the file for one of the model.
 //!
-//! A matrix `NAME` is stored as `NAME.q`, bytes of shape `[rows / 16, cols / 64, bytes of a block]`, and
-//! `NAME.scale`, F16 of shape `[rows / 16, cols / 64, 16]`; see [`zamba_kernels::quant`] for what the bytes
+//! A matrix `NAME` is stored as `NAME.q`, bytes of shape `[rows / 16, cols / 128, bytes of a block]`, and
+//! `NAME.scale`, F16 of shape `[rows / 16, cols / 128, 16]`; see [`zamba_kernels::quant`] for what the bytes
 //! mean. One after the other they are what lies in memory.
 
 use std::collections::BTreeMap;

@@ -309,14 +309,14 @@ fn quantization(fields: &mut Fields) -> Result<Option<QuantFormat>, ConfigError>
     exactly(
         "quantization_config.version",
         take("quantization_config.version")?,
-        1,
-        "this program knows version 1; quantise the original checkpoint again",
+        2,
+        "this program knows version 2; quantise the original checkpoint again",
     )?;
     exactly(
         "quantization_config.group_size",
         take("quantization_config.group_size")?,
         GROUP,
-        "groups have 64 columns",
+        "groups have 128 columns",
     )?;
     let field = "quantization_config.format";
     let format = take(field)?;

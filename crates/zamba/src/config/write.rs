@@ -78,7 +78,7 @@ pub(super) fn to_json(c: &ZambaConfig) -> String {
     if let Some(format) = c.quantization {
         value["quantization_config"] = json!({
             "quant_method": "zamba",
-            "version": 1,
+            "version": 2,
             "format": format.name(),
             "group_size": GROUP,
         });

@@ -49,10 +49,10 @@ pub(crate) fn small_config() -> ZambaConfig {
 /// A small config whose linear maps can be quantised.
 pub(crate) fn wide_config() -> ZambaConfig {
     let mut c = small_config();
-    c.hidden_size = 64;
-    c.attention_hidden_size = 128;
-    c.intermediate_size = 128;
-    c.attention_head_dim = 16;
+    c.hidden_size = 128;
+    c.attention_hidden_size = 256;
+    c.intermediate_size = 256;
+    c.attention_head_dim = 32;
     c.check().unwrap();
     c
 }
