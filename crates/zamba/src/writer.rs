@@ -20,12 +20,10 @@ impl Writer {
     /// If the tokenizer fails on a token.
     pub fn new(tokenizer: &Tokenizer, prompt: &[u32], stops: &[String]) -> Result<Self, TokenizerError> {
         let mut decoder = tokenizer.stream(true);
-        let mut held = tokenizer.decode(prompt, true)?;
         for &token in prompt {
-            if let Some(piece) = decoder.push(token)? {
-                held = held.strip_prefix(&piece).unwrap_or_default().to_owned();
-            }
+            decoder.push(token)?;
         }
+        let mut held = decoder.held()?.unwrap_or_default();
         // Half a character at the end of the prompt is completed, not repeated.
         held.truncate(held.trim_end_matches(char::REPLACEMENT_CHARACTER).len());
         Ok(Writer { decoder, held, stops: StopStrings::new(stops.to_vec()), text: String::new() })

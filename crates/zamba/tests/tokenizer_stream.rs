@@ -112,7 +112,7 @@ fn pieces_together_equal_decoding_at_once() {
                 // The second round shows that a finished stream starts afresh.
                 for _ in 0..2 {
                     let mut text = String::new();
-                    for &id in &ids {
+                    for (at, &id) in ids.iter().enumerate() {
                         if let Some(piece) = stream.push(id).unwrap() {
                             prop_assert!(!piece.is_empty());
                             text.push_str(&piece);
@@ -120,6 +120,11 @@ fn pieces_together_equal_decoding_at_once() {
                                 expected.starts_with(&text),
                                 "decoder {place}: {text:?} {expected:?}"
                             );
+                        }
+                        if at == ids.len() / 2 {
+                            let so_far = tokenizer.decode(&ids[..=at], skip).unwrap();
+                            let held = stream.held().unwrap().unwrap_or_default();
+                            prop_assert_eq!(format!("{}{}", text, held), so_far, "decoder {} holds", place);
                         }
                     }
                     text.extend(stream.finish().unwrap());

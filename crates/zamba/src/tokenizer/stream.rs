@@ -14,6 +14,7 @@ use tokenizers::{Decoder, DecoderWrapper};
 use super::{Tokenizer, TokenizerError, clean_up, one_line, quiet};
 
 /// Decodes a stream of ids. Made by [`Tokenizer::stream`].
+#[derive(Clone)]
 pub struct DecodeStream {
     tokenizer: Tokenizer,
     skip_special: bool,
@@ -23,6 +24,7 @@ pub struct DecodeStream {
 }
 
 /// One step of a decoder.
+#[derive(Clone)]
 pub(super) enum Stage {
     /// Changes each token by itself.
     Each(DecoderWrapper),
@@ -86,6 +88,14 @@ impl DecodeStream {
         let rest = if self.started { self.run(None, true) } else { Ok(None) };
         *self = Self::new(self.tokenizer.clone(), self.skip_special);
         rest
+    }
+
+    /// The text that is held back, which [`DecodeStream::finish`] would give; the stream goes on as it is.
+    ///
+    /// # Errors
+    /// If the library fails on the tokens that are held.
+    pub fn held(&self) -> Result<Option<String>, TokenizerError> {
+        self.clone().finish()
     }
 
     fn run(&mut self, token: Option<String>, finish: bool) -> Result<Option<String>, TokenizerError> {
