@@ -96,8 +96,10 @@ pub(crate) async fn stream_on(connection: &mut Connection, ask: &Ask) -> Outcome
 }
 
 async fn read(connection: &mut Connection, ask: &Ask) -> Result<Outcome, Trouble> {
+    // Writing the request down is the client's own time.
+    let bytes = ask.bytes(true);
     let begun = Instant::now();
-    connection.send(&ask.bytes(true)).await?;
+    connection.send(&bytes).await?;
     let head = connection.head().await?;
     if head.status != 200 {
         let body = serde_json::from_slice(&connection.body().await?).unwrap_or_default();
@@ -105,6 +107,8 @@ async fn read(connection: &mut Connection, ask: &Ask) -> Result<Outcome, Trouble
     }
     let mut answer = Streamed::default();
     while let Some(data) = connection.event().await? {
+        // And so is reading what has arrived.
+        let arrived = begun.elapsed();
         if data == "[DONE]" {
             // The end of the body too, so that the connection can be used again.
             while connection.body_part().await?.is_some() {}
@@ -114,21 +118,21 @@ async fn read(connection: &mut Connection, ask: &Ask) -> Result<Outcome, Trouble
         if !chunk["error"].is_null() {
             return Ok(Outcome::Refused(200, chunk));
         }
-        take(&mut answer, &chunk, begun);
+        take(&mut answer, &chunk, arrived);
     }
     Err(Trouble::Cut("a stream without [DONE]".to_owned()))
 }
 
-fn take(answer: &mut Streamed, chunk: &Value, begun: Instant) {
+fn take(answer: &mut Streamed, chunk: &Value, arrived: Duration) {
     let choice = &chunk["choices"][0];
     let ids = choice["token_ids"].as_array().into_iter().flatten().filter_map(Value::as_u64);
     let before = answer.tokens.len();
     answer.tokens.extend(ids.map(|id| id as u32));
     answer.text.push_str(choice["text"].as_str().unwrap_or_default());
     if answer.tokens.len() > before {
-        answer.last = begun.elapsed();
+        answer.last = arrived;
         if before == 0 {
-            answer.first = answer.last;
+            answer.first = arrived;
         }
     }
     if let Some(cached) = chunk["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64() {
