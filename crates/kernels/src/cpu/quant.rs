@@ -241,30 +241,49 @@ impl<const Q4: bool> Forward<'_, Q4> {
     #[inline(always)]
     fn streams<S: IntTier, const B: usize>(&mut self, block: usize) {
         match self.y.rows {
-            2 => self.few::<S, 2, B>(block),
+            2 => self.halves::<S, 2, B>(block),
             3 => self.few::<S, 3, B>(block),
             4 => self.few::<S, 4, B>(block),
             5 => self.few::<S, 5, B>(block),
             6 => self.few::<S, 6, B>(block),
             7 => self.few::<S, 7, B>(block),
             FEW => self.few::<S, FEW, B>(block),
-            _ => self.token::<S, B>(block),
+            _ => self.halves::<S, 1, B>(block),
         }
     }
 
-    /// One token and `B` row blocks, whose lines come straight from memory.
+    /// `T` tokens, one or two, and `B` row blocks, whose lines come straight from memory: half a group of each at a time, so
+    /// that all streams come at an even pace and what they meet stays in registers.
     #[inline(always)]
-    fn token<S: IntTier, const B: usize>(&mut self, block: usize) {
-        let mut acc = [V::<S::F>::zero(); B];
+    fn halves<S: IntTier, const T: usize, const B: usize>(&mut self, block: usize) {
+        let mut acc = [[V::<S::F>::zero(); T]; B];
         for g in 0..self.groups {
-            for (b, acc) in acc.iter_mut().enumerate() {
-                let sum = self.group::<S, B>(block + b, g);
-                let scale = self.scale::<S>(block + b, g) * V::splat(self.x.scales[g]);
-                *acc = V::wrap(S::float(sum)).fma(scale, *acc);
+            // Two sums each, so that products need not wait for one another.
+            let (mut even, mut odd) = ([[S::start(0); T]; B], [[S::start(0); T]; B]);
+            for c in 0..T {
+                let start = S::start(self.x.starts[c * (self.x.width / GROUP) + g]);
+                for b in 0..B {
+                    even[b][c] = start;
+                }
+            }
+            for half in 0..2 {
+                for b in 0..B {
+                    (even[b], odd[b]) = self.half::<S, T, B>(block + b, g, half, even[b], odd[b]);
+                }
+            }
+            for b in 0..B {
+                let scale = self.scale::<S>(block + b, g);
+                for c in 0..T {
+                    let x_scale = V::splat(self.x.scales[c * (self.x.width / GROUP) + g]);
+                    let sum = S::float(S::add(even[b][c], odd[b][c]));
+                    acc[b][c] = V::wrap(sum).fma(scale * x_scale, acc[b][c]);
+                }
             }
         }
-        for (b, acc) in acc.into_iter().enumerate() {
-            acc.store(&mut self.y.row_mut(0)[(block + b) * ROWS..]);
+        for b in 0..B {
+            for c in 0..T {
+                acc[b][c].store(&mut self.y.row_mut(c)[(block + b) * ROWS..]);
+            }
         }
     }
 
@@ -276,31 +295,45 @@ impl<const Q4: bool> Forward<'_, Q4> {
         AHEAD + skipped * self.groups * Self::BYTES
     }
 
-    /// The integer sums of a row block and group for the first token.
+    /// Adds the products of half of the lines of a row block and group with the first `T` tokens.
     #[inline(always)]
-    fn group<S: IntTier, const B: usize>(&self, block: usize, g: usize) -> S::I {
-        let (w, x) = (self.block(block, g), self.fours(0, g));
+    fn half<S: IntTier, const T: usize, const B: usize>(
+        &self,
+        block: usize,
+        g: usize,
+        half: usize,
+        mut even: [S::I; T],
+        mut odd: [S::I; T],
+    ) -> ([S::I; T], [S::I; T]) {
         let ahead = self.ahead::<B>(g);
-        // Two sums, so that products need not wait for one another.
-        let (mut even, mut odd) = (S::start(self.x.starts[g]), S::start(0));
+        let mut x = [&[[0; 4]; LINES / 2]; T];
+        for c in 0..T {
+            x[c] = self.fours(c, g)[half * LINES / 2..].first_chunk().expect("half a group");
+        }
+        let w = &self.block(block, g)[half * Self::BYTES / LINE / 2..];
         if Q4 {
-            let w: &[_; LINES / 2] = w.first_chunk().expect("16 parts");
-            for j in 0..LINES / 2 {
+            let w: &[_; LINES / 4] = w.first_chunk().expect("8 parts");
+            for j in 0..LINES / 4 {
                 S::prefetch(&w[j], ahead);
                 let (low, high) = S::lines4(&w[j]);
-                even = S::dot4(even, low, x[2 * j]);
-                odd = S::dot4(odd, high, x[2 * j + 1]);
+                for c in 0..T {
+                    even[c] = S::dot4(even[c], low, x[c][2 * j]);
+                    odd[c] = S::dot4(odd[c], high, x[c][2 * j + 1]);
+                }
             }
         } else {
-            let w: &[_; LINES] = w.first_chunk().expect("32 lines");
-            for j in 0..LINES / 2 {
+            let w: &[_; LINES / 2] = w.first_chunk().expect("16 lines");
+            for j in 0..LINES / 4 {
                 S::prefetch(&w[2 * j], ahead);
                 S::prefetch(&w[2 * j + 1], ahead);
-                even = S::dot8(even, S::line8(&w[2 * j]), x[2 * j]);
-                odd = S::dot8(odd, S::line8(&w[2 * j + 1]), x[2 * j + 1]);
+                let (low, high) = (S::line8(&w[2 * j]), S::line8(&w[2 * j + 1]));
+                for c in 0..T {
+                    even[c] = S::dot8(even[c], low, x[c][2 * j]);
+                    odd[c] = S::dot8(odd[c], high, x[c][2 * j + 1]);
+                }
             }
         }
-        S::add(even, odd)
+        (even, odd)
     }
 
     /// `T` tokens and `B` row blocks, whose lines come straight from memory.
