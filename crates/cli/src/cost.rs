@@ -142,7 +142,7 @@ mod tests {
             tensors(&q4).iter().filter(|s| s.quantised(&q4).is_some()).map(TensorSpec::len).sum();
         // All but embedding, x_proj and dt_proj, and what is not a matrix.
         assert_eq!(linear, 76 * (55_115_776 + 27_557_888) + 358_252_544 + 179_126_272);
-        assert_eq!(before.weights - after.weights, 2 * linear as u64 - linear as u64 / 32 * 17);
+        assert_eq!(before.weights - after.weights, 2 * linear as u64 - linear as u64 / 64 * 33);
         assert_eq!((before.linear_flops, before.state), (after.linear_flops, after.state));
     }
 
