@@ -695,7 +695,7 @@ impl Tiles {
     }
 
     /// Two pairs of tiles of signed A, each times the same two pairs of tiles of signed B: exact sums of twice [`STEP_I8`]
-    /// products. `c[j][i]` is `a[i]` times `b[j]`. Half of the loads of [`Tiles::square_i8`] per product of B.
+    /// products. `c[j][i]` is `a[i]` times `b[j]`. Eight loads for eight products, where [`Tiles::square_i8`] needs twelve.
     ///
     /// # Panics
     /// If the tiles have less than 16 columns.
