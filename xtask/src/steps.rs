@@ -55,13 +55,26 @@ impl Steps {
 }
 
 /// Runs a program in the workspace's folder with more environment variables, passing its output through.
+///
+/// What cargo tells this program about its own package goes no further: build scripts that ask to be run again when
+/// those variables change would be, with all that depends on them, at every turn from a shell's cargo to this one.
 pub(crate) fn run(program: impl AsRef<OsStr>, args: &[&OsStr], env: &[(&str, &str)]) -> Result {
     let mut command = Command::new(program.as_ref());
+    for (name, _) in std::env::vars_os() {
+        if is_of_a_package(&name) {
+            command.env_remove(name);
+        }
+    }
     command.args(args).envs(env.iter().copied()).current_dir(root()).stdin(Stdio::null());
     let shown = format!("{command:?}");
     let status =
         command.status().map_err(|e| format!("{} does not start: {e}", program.as_ref().display()))?;
     if status.success() { Ok(()) } else { Err(format!("{status} from {shown}")) }
+}
+
+/// Whether cargo sets a variable to say which package it runs.
+fn is_of_a_package(variable: &OsStr) -> bool {
+    ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|start| variable.to_string_lossy().starts_with(start))
 }
 
 /// Runs cargo, the one that runs this program.

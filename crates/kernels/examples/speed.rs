@@ -95,7 +95,7 @@ fn plain_scan(e: usize, h: usize, n: usize) -> f64 {
 /// Several matrices in turn, so that no cache holds the weights.
 fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
     let bytes = dtype.bytes(i * o);
-    let count = if t <= 16 { (1usize << 29).div_ceil(bytes).min(24) } else { 1 };
+    let count = if t <= 16 { (1usize << 29).div_ceil(bytes).min(24) } else { 2 };
     let w: Vec<Mat> = (0..count)
         .map(|_| {
             let mut buf = dev.alloc(dtype, i * o);
@@ -104,7 +104,7 @@ fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
                 let w = quant::Quants { q, scales: vec![0.01; i * o / quant::GROUP] };
                 dev.put_bytes(&mut buf, &quant::pack(dtype, o, i, &w));
             } else {
-                dev.fill(&mut buf, 0.01);
+                buf = random(dev, dtype, i * o, 0.1);
             }
             Mat::new(o, i, buf)
         })
@@ -336,9 +336,12 @@ fn main() {
     if wanted("quant") {
         let tokens = args.get(3).map(|n| n.parse::<usize>().expect("tokens are a number"));
         for t in [1, 2, 4, 6, 8, 16, 512].into_iter().filter(|t| tokens.is_none_or(|only| only == *t)) {
-            let o = 14848;
-            for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
-                quantised(dev, dtype, t, 3712, o);
+            // Many tokens, with rows of three lengths: how the sum is cut depends on it.
+            let products = [(3712, 14848), (7424, 7424), (14848, 3712)];
+            for (i, o) in products.into_iter().take(if t > 16 { 3 } else { 1 }) {
+                for dtype in [Dtype::Bf16, Dtype::Q8, Dtype::Q4] {
+                    quantised(dev, dtype, t, i, o);
+                }
             }
         }
     }

@@ -145,6 +145,9 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(6, 32, 4224, false),
             plain(40, 16, 4224, true),
             plain(66, 16, 32768, false),
+            // Two panels of rows that meet the tokens in more than one part of the sum, and more tokens than a chunk has.
+            plain(66, 80, 6784, true),
+            plain(530, 16, 128, true),
             // A single tile of tokens, with several panels of row blocks in a chunk and an odd number of groups.
             plain(12, 1296, 384, true),
             plain(9, 80, 896, false),

@@ -45,6 +45,8 @@ mod tile_gradient;
 #[cfg(target_arch = "x86_64")]
 mod tile_linear;
 #[cfg(target_arch = "x86_64")]
+mod tile_panel;
+#[cfg(target_arch = "x86_64")]
 mod tile_quant;
 #[cfg(target_arch = "x86_64")]
 mod x86;

@@ -139,7 +139,7 @@ impl Op for Forward<'_> {
 }
 
 /// Four lines in each of `steps` steps, of which `before` have passed since the first element of `x`.
-fn four_lines(x: &[bf16], before: usize, steps: usize) -> Ahead<bf16> {
+fn four_lines(x: &[bf16], before: usize, steps: usize) -> Ahead {
     const LINE: usize = STEP;
     let at = |lines: usize| x.as_ptr().wrapping_add((4 * before + lines) * LINE);
     Ahead { rows: [at(2 * steps), at(3 * steps)], run: at(0) }

@@ -396,7 +396,7 @@ impl Backward<'_> {
 }
 
 /// Two tiles of A times two of B, or the only one that is left.
-fn add_product(tiles: &Tiles, c: C, a: A<bf16>, b: Spread<bf16>, steps: usize, first: bool, left: usize) {
+fn add_product(tiles: &Tiles, c: C, a: A, b: Spread, steps: usize, first: bool, left: usize) {
     let ahead = Ahead::nothing(b.x);
     if left == 1 {
         tiles.spread_bf16::<2, 1>(c, a, b, steps, first, ahead);

@@ -7,16 +7,13 @@
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Start, Tiles as Configured};
+use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Tiles as Configured};
 use super::pack::{Block, Element};
 use super::split::{Columns, Runs, Tile, Tiles};
+use super::tile_panel::{DEPTH, PANEL, Panel};
 use super::{Cpu, scratch};
 use crate::{Buf, Linear};
 
-/// Rows of A per panel.
-const PANEL: usize = 2 * SIDE;
-/// Steps per block of the sum.
-const DEPTH: usize = 8;
 /// Most rows and columns per chunk: unfinished sums are 512 KiB, a block of B 128 KiB.
 const ROWS: usize = 512;
 const COLUMNS: usize = 256;
@@ -160,7 +157,7 @@ struct Packed<'a> {
 
 impl<'a> Packed<'a> {
     /// Tiles from step `from`, which begins a block, and tile `n` of columns on.
-    fn at(self, from: usize, n: usize) -> B<'a, bf16> {
+    fn at(self, from: usize, n: usize) -> B<'a> {
         let tile = DEPTH * TILE;
         B { x: &self.tiles[(from / DEPTH * self.columns + n) * tile..], tile }
     }
@@ -170,7 +167,7 @@ impl<'a> Packed<'a> {
 #[derive(Clone, Copy)]
 struct Product<'a> {
     /// All rows, padded to whole panels.
-    a: A<'a, bf16>,
+    a: A<'a>,
     b: Packed<'a>,
     steps: usize,
 }
@@ -180,7 +177,7 @@ impl Product<'_> {
     fn add(self, amx: Amx, mut c: Tile<f32>) {
         let tiles = Configured::new(amx, SIDE);
         let (panels, columns) = (c.rows.div_ceil(PANEL), c.width.div_ceil(SIDE));
-        let size = PANEL * columns * SIDE;
+        let size = Panel::sums(columns);
         let sums = if self.steps > DEPTH { panels * size } else { 0 };
         scratch::floats(sums, |sums| {
             for from in (0..self.steps).step_by(DEPTH) {
@@ -209,28 +206,19 @@ impl Product<'_> {
         let columns = c.width.div_ceil(SIDE);
         let last = from + steps == self.steps;
         let b = self.b.at(from, c.start / SIDE);
-        if !last {
-            let (pairs, single) = sums.split_at_mut(columns / 2 * 2 * PANEL * SIDE);
-            let ahead = Ahead::nothing(b.x);
-            tiles.sums_bf16(pairs, a, b, steps, from == 0, |_| ahead);
-            if !columns.is_multiple_of(2) {
-                let b = self.b.at(from, c.start / SIDE + columns - 1);
-                tiles.product_bf16::<2, 1>(single, a, b, steps, from == 0, ahead);
-            }
-            return;
-        }
-        let mut done = [0.0; PANEL * 2 * SIDE];
-        for n in (0..columns).step_by(2) {
-            let pair = (columns - n).min(2);
-            let b = self.b.at(from, c.start / SIDE + n);
-            let before = sums.get(n * PANEL * SIDE..).unwrap_or_default();
-            let start = if from == 0 { Start::Zero } else { Start::From(before) };
-            let ahead = Ahead::nothing(b.x);
-            match pair {
-                2 => tiles.product_bf16::<2, 2>(&mut done, a, b, steps, start, ahead),
-                _ => tiles.product_bf16::<2, 1>(&mut done, a, b, steps, start, ahead),
-            }
-            finish(amx, c, &done, p * PANEL, n * SIDE, pair);
+        let ahead = Ahead::nothing(b.x);
+        let block = Panel { a, b, count: columns, steps, first: from == 0 };
+        if last {
+            block.complete(
+                tiles,
+                sums,
+                |_| ahead,
+                |done, n, pair| {
+                    finish(amx, c, done, p * PANEL, n * SIDE, pair);
+                },
+            );
+        } else {
+            block.add(tiles, sums, |_| ahead);
         }
     }
 }

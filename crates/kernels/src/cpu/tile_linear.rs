@@ -6,21 +6,18 @@
 //! number of tokens.
 //!
 //! Up to 16 tokens the weights are read once and memory is the limit. More tokens go in blocks: a panel of 32
-//! rows of weights and [`DEPTH`] of `in` stays in L1 while the tokens, in L2, go by, and the next panel is
+//! rows of weights and [`DEPTH`] steps of `in` stays in L1 while the tokens, in L2, go by, and the next panel is
 //! fetched ahead.
 
 use half::bf16;
 
-use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Start, Tiles as Configured};
+use super::amx::{A, Ahead, Amx, B, SIDE, STEP, Tiles as Configured};
 use super::pack::Block;
 use super::split::{Columns, Runs, Tile, Tiles};
+use super::tile_panel::{DEPTH, PANEL, Panel};
 use super::{Cpu, goes_past, scratch};
 use crate::{Buf, Linear};
 
-/// Rows of weights per panel.
-const PANEL: usize = 2 * SIDE;
-/// Steps per block of `in`: a panel of weights is then 16 KiB, which leaves room in L1 for the tokens to pass.
-const DEPTH: usize = 8;
 /// Tokens and rows of weights per chunk when there are many: what a chunk reads from beyond L2 grows with their
 /// sum and its work with their product, while unfinished sums, 512 KiB, and the tokens of two blocks of `in`,
 /// 256 KiB each, are to stay in L2.
@@ -158,7 +155,7 @@ impl Chunk<'_> {
         let token_tiles = self.y.rows.div_ceil(SIDE);
         let panels = self.y.width.div_ceil(PANEL);
         let depth = self.steps.div_ceil(self.steps.div_ceil(DEPTH));
-        let size = token_tiles * PANEL * SIDE;
+        let size = Panel::sums(token_tiles);
         scratch::floats(if depth < self.steps { panels * size } else { 0 }, |sums| {
             scratch::floats(PANEL * self.steps * STEP / 2, |copy| {
                 let copy: &mut [bf16] = bytemuck::cast_slice_mut(copy);
@@ -191,60 +188,32 @@ impl Chunk<'_> {
             A::rows(&copy[block.from * STEP..], self.steps * STEP, STEP)
         };
         let b = B { x: &self.packed[block.from * SIDE * STEP..], tile: self.steps * STEP * SIDE };
+        let panel = Panel { a, b, count: block.token_tiles, steps: block.steps, first: block.from == 0 };
+        let ahead = self.ahead(r, block);
         if block.from + block.steps < self.steps {
-            self.add(tiles, sums, r, (a, b), block);
+            panel.add(tiles, sums, ahead);
         } else {
-            self.complete(amx, tiles, sums, r, (a, b), block);
+            panel.complete(tiles, sums, ahead, |done, n, pair| {
+                self.finish_many(amx, done, r, rows, n, pair);
+            });
         }
     }
 
-    /// Adds a block of `in` to the sums of the panel from row `r`.
-    fn add(&self, tiles: &Configured, sums: &mut [f32], r: usize, (a, b): Operands, block: Depth) {
-        let first = block.from == 0;
-        let whole = block.token_tiles / 2 * 2;
-        let (pairs, single) = sums.split_at_mut(whole * PANEL * SIDE);
-        tiles.sums_bf16(pairs, a, b, block.steps, first, |n| self.ahead(r, 2 * n, block));
-        if whole < block.token_tiles {
-            let b = B { x: &b.x[whole * b.tile..], ..b };
-            tiles.product_bf16::<2, 1>(single, a, b, block.steps, first, self.ahead(r, whole, block));
-        }
-    }
-
-    /// Adds the last block of `in` to the sums of the panel from row `r` and writes them as outputs.
-    fn complete(
-        &mut self,
-        amx: Amx,
-        tiles: &Configured,
-        sums: &[f32],
-        r: usize,
-        (a, b): Operands,
-        block: Depth,
-    ) {
-        let rows = PANEL.min(self.y.width - r);
-        let mut done = [0.0; PANEL * 2 * SIDE];
-        for n in (0..block.token_tiles).step_by(2) {
-            let pair = (block.token_tiles - n).min(2);
-            let ahead = self.ahead(r, n, block);
-            let b = B { x: &b.x[n * b.tile..], ..b };
-            let before = sums.get(n * PANEL * SIDE..).unwrap_or_default();
-            let start = if block.from == 0 { Start::Zero } else { Start::From(before) };
-            match pair {
-                2 => tiles.product_bf16::<2, 2>(&mut done, a, b, block.steps, start, ahead),
-                _ => tiles.product_bf16::<2, 1>(&mut done, a, b, block.steps, start, ahead),
+    /// What to fetch while the panel from row `r` meets tokens from a tile on: a part of the next panel's rows, and of
+    /// the tokens' next block of `in`.
+    fn ahead(&self, r: usize, block: Depth) -> impl Fn(usize) -> Ahead + use<> {
+        let (i, whole) = (self.i, self.steps * STEP * SIDE);
+        let rows = self.w.as_ptr().wrapping_add((r + PANEL) * i + block.from * STEP);
+        let tokens = self.packed.as_ptr().wrapping_add((block.from + block.depth) * SIDE * STEP);
+        move |n| {
+            let turn = (r / PANEL * block.token_tiles.div_ceil(2) + n / 2) * 2 * block.steps * STEP;
+            let size = block.depth * SIDE * STEP;
+            let row = rows.wrapping_add(n * i);
+            Ahead {
+                rows: [row, row.wrapping_add(i)],
+                run: tokens.wrapping_add(turn / size * whole + turn % size),
             }
-            self.finish_many(amx, &done, r, rows, n, pair);
         }
-    }
-
-    /// What to fetch while the panel from row `r` meets tokens from tile `n`: a part of the next panel's rows,
-    /// and of the tokens' next block of `in`.
-    fn ahead(&self, r: usize, n: usize, block: Depth) -> Ahead<bf16> {
-        let rows = self.w.as_ptr().wrapping_add((r + PANEL + n) * self.i + block.from * STEP);
-        let turn = (r / PANEL * block.token_tiles.div_ceil(2) + n / 2) * 2 * block.steps * STEP;
-        let size = block.depth * SIDE * STEP;
-        let run =
-            (block.from + block.depth) * SIDE * STEP + turn / size * self.steps * STEP * SIDE + turn % size;
-        Ahead { rows: [rows, rows.wrapping_add(self.i)], run: self.packed.as_ptr().wrapping_add(run) }
     }
 
     /// Writes the outputs of `rows` rows of weights from `r` for `count` tiles of tokens from tile `n`.
@@ -272,9 +241,6 @@ impl Chunk<'_> {
         }
     }
 }
-
-/// A panel of weights, and tokens.
-type Operands<'a> = (A<'a, bf16>, B<'a, bf16>);
 
 /// Steps `from ..+ steps` along `in`, of blocks of `depth` steps, for a number of tiles of tokens.
 #[derive(Clone, Copy)]

@@ -4,8 +4,9 @@
 //! tiles of A. Two multiplications give the integer sums of 16 tokens and 16 rows, which vectors scale and add to the
 //! outputs in the same way as [`quant`](super::quant) does, so results are equal bit for bit.
 //!
-//! Many tokens: the weights go by [`PASS`] groups of [`BLOCKS`] row blocks, unpacked, which stay in L1 while the tokens, in L2,
-//! go by. One tile of tokens: the weights come from memory two groups at a time, and all that they meet is in L1.
+//! Many tokens: the weights go by [`PASS`] groups of [`BLOCKS`] row blocks, unpacked, which stay in L1 while the tokens go by, of
+//! which as many groups as fit are in L2 until all rows of a chunk have met them. One tile of tokens: the weights come from
+//! memory two groups at a time, and all that they meet is in L1.
 
 use std::ops::Range;
 
@@ -24,8 +25,12 @@ use crate::{Buf, Dtype, Linear};
 const PASS: usize = 2;
 /// Row blocks per panel, each a stream of its own from memory.
 const BLOCKS: usize = 4;
-/// Most bytes of activations per chunk, which stay in L2 while rows go by.
-const TOKEN_BYTES: usize = 1 << 20;
+/// Panels per chunk when there are many tokens: unfinished sums are 256 KiB, in L2.
+const PANELS: usize = 2;
+/// Tokens per chunk. The more there are, the less it costs to unpack the weights.
+const TOKENS: usize = 512;
+/// Most bytes of activations that are to stay in L2 while the panels of a chunk go by.
+const DEPTH_BYTES: usize = 1 << 19;
 /// The integers of 16 tokens or rows and the columns of a group.
 type Block = [TileI8; GROUP / STEP_I8];
 
@@ -117,44 +122,49 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     let bias = a.bias.map(Buf::f32);
     let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
     let past = goes_past(y);
-    let stride = a.groups * a.o;
-    let tokens = (TOKEN_BYTES / a.i).max(1).next_multiple_of(SIDE);
-    for (index, y) in y.chunks_mut(tokens * stride).enumerate() {
-        let columns = Columns::grouped(stride, a.groups, rows(cpu, a));
-        cpu.split(y.len() * a.i, Tiles::columns(y, stride, columns), |_, y: Tile<f32>| {
-            let first = y.group * a.o + y.start;
-            let tiles = y.rows.div_ceil(SIDE);
-            let (panel, sums) = (BLOCKS * PASS * size_of::<Block>() / 4, PASS * 4 * SIDE * LANES);
-            scratch::floats(panel + sums + tiles * BLOCKS * SIDE * LANES, |memory| {
-                let (panel, rest) = memory.split_at_mut(panel);
-                let (products, sums) = rest.split_at_mut(sums);
-                let products: &mut [TileI32] = bytemuck::cast_slice_mut(products);
-                let products = products.as_chunks_mut().0.as_chunks_mut().0;
-                let panel = bytemuck::cast_slice_mut::<_, Block>(panel).as_chunks_mut().0;
-                cpu.isa.run_int(Chunk {
-                    tiles: Configured::new(amx, SIDE),
-                    x: x.from(index * tokens / SIDE, y.group * blocks),
-                    dtype: a.w.dtype(),
-                    quants: &quants[first / ROWS * blocks * bytes..],
-                    scales: &scales[first * blocks..],
-                    bias: bias.map(|b| &b[first..]),
-                    groups: blocks,
-                    threads: cpu.pool.threads(),
-                    panel: panel.first_chunk_mut().expect("a panel"),
-                    products: products.first_chunk_mut().expect("a pass"),
-                    sums: sums.as_chunks_mut().0.as_chunks_mut().0,
-                    past,
-                    y,
-                });
+    let columns = Columns::grouped(a.groups * a.o, a.groups, rows(cpu, a));
+    let depth = depth(a);
+    cpu.split(y.len() * a.i, Tiles::new(y, a.groups * a.o, TOKENS, columns), |_, y: Tile<f32>| {
+        let first = y.group * a.o + y.start;
+        let kept = if y.rows > SIDE { y.width.div_ceil(BLOCKS * ROWS) } else { 1 } * y.rows.div_ceil(SIDE);
+        let (panel, sums) = (BLOCKS * PASS * size_of::<Block>() / 4, PASS * 4 * SIDE * LANES);
+        scratch::floats(panel + sums + kept * BLOCKS * SIDE * LANES, |memory| {
+            let (panel, rest) = memory.split_at_mut(panel);
+            let (products, sums) = rest.split_at_mut(sums);
+            let products: &mut [TileI32] = bytemuck::cast_slice_mut(products);
+            let products = products.as_chunks_mut().0.as_chunks_mut().0;
+            let panel = bytemuck::cast_slice_mut::<_, Block>(panel).as_chunks_mut().0;
+            cpu.isa.run_int(Chunk {
+                tiles: Configured::new(amx, SIDE),
+                x: x.from(y.row / SIDE, y.group * blocks),
+                dtype: a.w.dtype(),
+                quants: &quants[first / ROWS * blocks * bytes..],
+                scales: &scales[first * blocks..],
+                bias: bias.map(|b| &b[first..]),
+                groups: blocks,
+                depth,
+                threads: cpu.pool.threads(),
+                panel: panel.first_chunk_mut().expect("a panel"),
+                products: products.first_chunk_mut().expect("a pass"),
+                sums: sums.as_chunks_mut().0.as_chunks_mut().0,
+                past,
+                y,
             });
         });
-    }
+    });
 }
 
 /// Rows of weights per chunk. A single tile of tokens reads each weight once, so that chunks may be large.
 fn rows(cpu: &Cpu, a: &Linear) -> usize {
     let panel = BLOCKS * ROWS;
-    if a.t > SIDE { panel } else { a.o.div_ceil(8 * cpu.pool.threads()).next_multiple_of(panel) }
+    if a.t > SIDE { PANELS * panel } else { a.o.div_ceil(8 * cpu.pool.threads()).next_multiple_of(panel) }
+}
+
+/// Groups of columns that a chunk takes at a time: equal parts, each no more than is to stay in L2.
+fn depth(a: &Linear) -> usize {
+    let group = a.t.min(TOKENS).next_multiple_of(SIDE) * GROUP;
+    let (groups, most) = (a.i / GROUP, (DEPTH_BYTES / group).max(PASS));
+    groups.div_ceil(groups.div_ceil(most).max(1)).next_multiple_of(PASS)
 }
 
 /// One chunk of outputs.
@@ -170,13 +180,16 @@ struct Chunk<'a> {
     bias: Option<&'a [f32]>,
     /// Groups of columns.
     groups: usize,
+    /// Groups of columns that all panels meet before the next ones.
+    depth: usize,
     /// Threads that take chunks in turn.
     threads: usize,
     /// Room for the signed integers of a pass.
     panel: &'a mut [[Block; PASS]; BLOCKS],
     /// Integer sums of a pass, `[groups, two row blocks, two tiles of tokens]`.
     products: &'a mut [[[TileI32; 2]; 2]; PASS],
-    /// Sums of the groups so far, `[tiles, BLOCKS, 16 tokens]`; in the output they would lie far apart.
+    /// Sums of the groups so far, `[panels, tiles, BLOCKS, 16 tokens]`, of a single tile one panel at a time; in the output they
+    /// would lie far apart.
     sums: &'a mut [[[f32; LANES]; SIDE]],
     /// Whether to write outputs past the caches.
     past: bool,
@@ -187,19 +200,35 @@ impl IntOp for Chunk<'_> {
 
     #[inline(always)]
     fn eval<S: IntTier>(mut self) {
-        for first in (0..self.y.width / ROWS).step_by(BLOCKS) {
-            let blocks = first..(first + BLOCKS).min(self.y.width / ROWS);
-            if self.y.rows <= SIDE {
+        if self.y.rows <= SIDE {
+            for panel in 0..self.panels() {
+                let blocks = self.blocks(panel);
                 self.one_tile::<S>(&blocks);
-            } else {
-                self.tiles::<S>(&blocks);
+                self.finish::<S>(&blocks, 0);
             }
-            self.finish::<S>(&blocks);
+            return;
+        }
+        for from in (0..self.groups).step_by(self.depth) {
+            for panel in 0..self.panels() {
+                self.tiles::<S>(panel, from..(from + self.depth).min(self.groups));
+            }
+        }
+        for panel in 0..self.panels() {
+            self.finish::<S>(&self.blocks(panel), panel);
         }
     }
 }
 
 impl Chunk<'_> {
+    fn panels(&self) -> usize {
+        (self.y.width / ROWS).div_ceil(BLOCKS)
+    }
+
+    /// The row blocks of a panel.
+    fn blocks(&self, panel: usize) -> Range<usize> {
+        panel * BLOCKS..((panel + 1) * BLOCKS).min(self.y.width / ROWS)
+    }
+
     /// Some row blocks for a single tile of tokens.
     #[inline(always)]
     fn one_tile<S: IntTier>(&mut self, blocks: &Range<usize>) {
@@ -216,31 +245,30 @@ impl Chunk<'_> {
                 }
                 self.multiply_one(block, from, count);
                 for block in pair {
-                    self.add::<S>(block, 0, from, count);
+                    self.add::<S>(block, (0, 0), from, count);
                 }
             }
         }
     }
 
-    /// Some row blocks for many tokens.
+    /// Adds some groups of a panel for many tokens.
     #[inline(always)]
-    fn tiles<S: IntTier>(&mut self, blocks: &Range<usize>) {
-        for from in (0..self.groups).step_by(PASS) {
-            let count = PASS.min(self.groups - from);
+    fn tiles<S: IntTier>(&mut self, panel: usize, groups: Range<usize>) {
+        let (blocks, tiles) = (self.blocks(panel), self.y.rows.div_ceil(SIDE));
+        for from in groups.clone().step_by(PASS) {
+            let count = PASS.min(groups.end - from);
             for block in blocks.clone() {
                 self.unpack::<S, false>(block, from, count, 0);
             }
-            let tiles = self.y.rows.div_ceil(SIDE);
             for tile in (0..tiles).step_by(2) {
                 let pair = tile..(tile + 2).min(tiles);
                 for block in blocks.clone().step_by(2) {
-                    for tile in pair.clone() {
-                        self.ask::<S>(block, tile, from, count);
-                    }
+                    self.ask_weights::<S>(block, &pair, from, &groups);
+                    self.ask_tokens::<S>(block, tile + 2, from, count);
                     self.multiply(block, [tile, pair.end - 1], from, count);
                     for tile in pair.clone() {
                         for block in block..(block + 2).min(blocks.end) {
-                            self.add::<S>(block, tile, from, count);
+                            self.add::<S>(block, (panel, tile), from, count);
                         }
                     }
                 }
@@ -276,26 +304,41 @@ impl Chunk<'_> {
         }
     }
 
-    /// Asks for what comes later: of the weights of two passes later, a share for each tile of tokens, for all at once would
-    /// find the processor's queue full; and of the next tokens, a share for each two row blocks.
+    /// Asks for weights of two passes later, a share for each pair of tiles of tokens, for all at once would find the
+    /// processor's queue full.
     #[inline(always)]
-    fn ask<S: IntTier>(&self, block: usize, tile: usize, from: usize, count: usize) {
+    fn ask_weights<S: IntTier>(&self, block: usize, pair: &Range<usize>, from: usize, groups: &Range<usize>) {
         let (bytes, tiles) = (block_bytes(self.dtype), self.y.rows.div_ceil(SIDE));
-        // Behind the end of the row block this thread goes on with another chunk.
-        let skipped = if from + 3 * PASS <= self.groups { 0 } else { BLOCKS * self.threads - 1 };
-        let ahead = (2 * PASS + skipped * self.groups) * bytes;
-        for block in block..(block + 2).min(self.y.width / ROWS) {
-            let lines =
-                self.quants[(block * self.groups + from) * bytes..][..count * bytes].as_chunks::<LINE>().0;
-            for line in &lines[tile * lines.len() / tiles..(tile + 1) * lines.len() / tiles] {
-                S::prefetch(line, ahead);
+        let (rows, later) = (self.y.width / ROWS, from + 2 * PASS);
+        // After the groups of this panel come those of the next one, then the next groups of the first one, or
+        // another chunk.
+        let (first, group) = if later < groups.end {
+            (block, later)
+        } else if block / BLOCKS + 1 < self.panels() {
+            (block + BLOCKS, groups.start + later - groups.end)
+        } else if groups.end < self.groups {
+            (block % BLOCKS, later)
+        } else {
+            (block % BLOCKS + rows * self.threads, later - groups.end)
+        };
+        let lines = self.quants.as_chunks::<LINE>().0;
+        let size = PASS * bytes / LINE;
+        for block in first..first + 2 {
+            let at = (block * self.groups + group) * bytes / LINE;
+            for line in at + pair.start * size / tiles..at + pair.end * size / tiles {
+                S::prefetch(lines, line * LINE);
             }
         }
-        if tile + 1 < tiles {
-            let (q, _) = self.x.tile(tile + 1, from, count);
+    }
+
+    /// Asks for a share of two tiles of tokens: half of them for each two row blocks.
+    #[inline(always)]
+    fn ask_tokens<S: IntTier>(&self, block: usize, tile: usize, from: usize, count: usize) {
+        for tile in tile..(tile + 2).min(self.y.rows.div_ceil(SIDE)) {
+            let (q, _) = self.x.tile(tile, from, count);
             let lines = q.as_flattened().as_flattened();
             let share = lines.len() * 2 / BLOCKS;
-            for line in &lines[block / 2 * share..][..share] {
+            for line in &lines[block % BLOCKS / 2 * share..][..share] {
                 S::prefetch(line, 0);
             }
         }
@@ -326,13 +369,14 @@ impl Chunk<'_> {
         }
     }
 
-    /// Adds the sums of `count` groups of a row block and a tile of tokens, with their scales.
+    /// Adds the sums of `count` groups of a row block and a tile of tokens, with their scales, to those of a panel.
     #[inline(always)]
-    fn add<S: IntTier>(&mut self, block: usize, tile: usize, from: usize, count: usize) {
+    fn add<S: IntTier>(&mut self, block: usize, (panel, tile): (usize, usize), from: usize, count: usize) {
+        let at = self.kept(panel, tile, block);
         let (_, x_scales) = self.x.tile(tile, from, count);
         let scales = self.scales.as_chunks::<ROWS>().0;
         let scales = &scales[block * self.groups + from..][..count];
-        let waiting = &mut self.sums[tile * BLOCKS + block % BLOCKS];
+        let waiting = &mut self.sums[at];
         let mut acc = [V::<S::F>::zero(); SIDE];
         if from > 0 {
             for c in 0..SIDE {
@@ -352,12 +396,18 @@ impl Chunk<'_> {
         }
     }
 
-    /// Writes the sums of all groups of some row blocks to the output, with the bias.
+    /// Where the sums of a panel's row block and a tile of tokens are.
     #[inline(always)]
-    fn finish<S: IntTier>(&mut self, blocks: &Range<usize>) {
+    fn kept(&self, panel: usize, tile: usize, block: usize) -> usize {
+        (panel * self.y.rows.div_ceil(SIDE) + tile) * BLOCKS + block % BLOCKS
+    }
+
+    /// Writes the sums of all groups of some row blocks, which are those of `panel`, to the output, with the bias.
+    #[inline(always)]
+    fn finish<S: IntTier>(&mut self, blocks: &Range<usize>, panel: usize) {
         for t in 0..self.y.rows {
             for block in blocks.clone() {
-                let mut y = V::<S::F>::of(&self.sums[t / SIDE * BLOCKS + block % BLOCKS][t % SIDE]);
+                let mut y = V::<S::F>::of(&self.sums[self.kept(panel, t / SIDE, block)][t % SIDE]);
                 if let Some(bias) = self.bias {
                     y = y + V::load(&bias[block * ROWS..]);
                 }
