@@ -1,8 +1,9 @@
-"""Items per second of `zamba eval` and of lm-evaluation-harness with transformers, one after the other.
+"""Items per second of `zamba eval` and of lm-evaluation-harness with transformers, in turn.
 
     eval_speed.py items --out DIR [--count N]              items as long as HellaSwag's, below DIR/data
     eval_speed.py tokenizer --out DIR                      a tokenizer for a random model of 32,000 tokens
     eval_speed.py theirs --model DIR --data DIR/data [--limit N] [--batch N] [--dtype bfloat16]
+    eval_speed.py turns --zamba PATH --model DIR --data DIR/data [--limit M] [--items N] [--batch N]
     eval_speed.py mmlu --zamba PATH [--config 44m] --out DIR     five shots, with and without prefix reuse
 
 For the 7B: `items` and `tokenizer`, copy both files of the tokenizer into the folder of the model, then
@@ -10,14 +11,19 @@ For the 7B: `items` and `tokenizer`, copy both files of the tokenizer into the f
     zamba eval -m MODEL --tasks hellaswag --data DIR/data --limit N
     eval_speed.py theirs --model MODEL --data DIR/data --limit M
 
-Both print seconds and items per second.
+Both print seconds and items per second. On a machine whose speed changes from minute to minute `turns` runs them at
+once, one of them stopped at any time, second by second, and counts the seconds in which each was not stopped. Both use
+the file of weights in place, so that there is memory for two.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -69,8 +75,83 @@ def theirs(args):
 
     # The first item, untimed, brings the weights into memory.
     evaluate(1)
+    print("begins", flush=True)
     seconds = evaluate(args.limit)
     print(f"lm-eval: {args.limit} items in {seconds:.1f} s, {args.limit / seconds:.4f} per second, batch {args.batch}")
+
+
+class Turn:
+    """A process that runs or is stopped, and the seconds in which it ran."""
+
+    def __init__(self, command):
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                        start_new_session=True)
+        self.seconds, self.since, self.lines = 0.0, time.monotonic(), []
+        threading.Thread(target=self.read, daemon=True).start()
+
+    def read(self):
+        for line in self.process.stdout:
+            self.lines.append((self.ran(), line.rstrip()))
+
+    def ran(self):
+        return self.seconds + (time.monotonic() - self.since if self.since else 0.0)
+
+    def ended(self):
+        return self.process.poll() is not None
+
+    def stop(self):
+        if not self.ended():
+            os.killpg(self.process.pid, signal.SIGSTOP)
+        self.seconds, self.since = self.ran(), None
+
+    def go(self, seconds):
+        """Runs for some seconds, or to its end."""
+        if not self.ended():
+            self.since = time.monotonic()
+            os.killpg(self.process.pid, signal.SIGCONT)
+            try:
+                self.process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                pass
+            self.stop()
+
+    def said(self, words):
+        return [ran for ran, line in list(self.lines) if line.startswith(words)]
+
+
+def turns(args):
+    """Ours, again and again with loading and all, beside theirs without loading."""
+    ours = [args.zamba, "eval", "-m", args.model, "--tasks", "hellaswag", "--data", args.data, "--weights", "map",
+            "--limit", str(args.items), "--no-cache", "--json"]
+    theirs = Turn([sys.executable, __file__, "theirs", "--model", args.model, "--data", args.data, "--dtype", args.dtype,
+                   "--limit", str(args.limit), "--batch", str(args.batch)])
+    while not theirs.said("begins"):
+        if theirs.ended():
+            sys.exit("lm-eval did not begin")
+        time.sleep(0.1)
+    theirs.stop()
+    # What it prints is read by a thread while it runs, so the time of a line is known to a moment.
+    rounds, current = [], Turn(ours)
+    current.stop()
+    while not theirs.said("lm-eval:"):
+        current.go(1)
+        if current.ended():
+            if current.process.returncode != 0:
+                sys.exit(f"{' '.join(ours)} failed")
+            rounds.append(current.seconds)
+            print(f"ours: {args.items} items in {rounds[-1]:.1f} s with loading", flush=True)
+            current = Turn(ours)
+            current.stop()
+        theirs.go(1)
+        if theirs.ended() and not theirs.said("lm-eval:"):
+            sys.exit("lm-eval did not end well")
+    os.killpg(current.process.pid, signal.SIGKILL)
+    if not rounds:
+        sys.exit("none of our rounds ended: give fewer --items or more --limit")
+    seconds = theirs.said("lm-eval:")[0] - theirs.said("begins")[0]
+    mine, other = len(rounds) * args.items / sum(rounds), args.limit / seconds
+    print(f"lm-eval: {args.limit} items in {seconds:.1f} s, batch {args.batch}")
+    print(f"ours {mine:.4f} items/s in {len(rounds)} rounds, lm-eval {other:.4f}: {mine / other:.1f} times")
 
 
 def mmlu(args):
@@ -99,12 +180,13 @@ def mmlu(args):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=["items", "tokenizer", "theirs", "mmlu"])
+    parser.add_argument("what", choices=["items", "tokenizer", "theirs", "turns", "mmlu"])
     parser.add_argument("--out")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--model")
     parser.add_argument("--data")
     parser.add_argument("--limit", type=int, default=2)
+    parser.add_argument("--items", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--zamba")
