@@ -33,14 +33,13 @@ pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> 
         )
     })?;
     let env = [("ZAMBA_GOLDENS", fresh.to_str().ok_or("the path of this repository is not UTF-8")?)];
-    steps
-        .step("model against larger models", || cargo(&["test", "-p", "zamba", "--test", "golden"], &env))?;
-    steps.step("training steps against larger models", || {
-        cargo(&["test", "-p", "zamba-train", "--test", "golden_steps"], &env)
+    // Chosen among all of the workspace, as are the programs below: a package by itself has other features of what it
+    // depends on, and so another build of all of it. That of the tests serves here, kernels are optimised in it.
+    steps.step("model and training steps against larger models", || {
+        cargo(&["test", "--workspace", "--test", "golden", "--test", "golden_steps"], &env)
     })?;
-    // The build of the tests serves here too: kernels are optimised in it, and a second set of all
-    // dependencies would take longer than everything that is run.
-    steps.step("zamba", || cargo(&["build", "-p", "zamba-cli"], &[]))?;
+    steps
+        .step("programs", || cargo(&["build", "--workspace", "--bin", "zamba", "--example", "peers"], &[]))?;
     let binary = root().join("target/debug/zamba");
     steps.step("round trips", || {
         run_python(
@@ -71,7 +70,6 @@ fn serving(steps: &mut Steps, python: &Path, binary: &Path) -> Result {
 
 /// Duplicates against datasketch; token shards and blending against Megatron-LM.
 fn data(steps: &mut Steps, python: &Path) -> Result {
-    steps.step("data for peers", || cargo(&["build", "-p", "zamba-data", "--example", "peers"], &[]))?;
     let program = root().join("target/debug/examples/peers");
     let args: [&OsStr; 2] = ["--program".as_ref(), program.as_ref()];
     steps.step("MinHash against datasketch", || run_python(python, "minhash.py", &args))?;

@@ -60,13 +60,13 @@ impl Steps {
 /// those variables change would be, with all that depends on them, at every turn from a shell's cargo to this one.
 pub(crate) fn run(program: impl AsRef<OsStr>, args: &[&OsStr], env: &[(&str, &str)]) -> Result {
     let mut command = Command::new(program.as_ref());
+    command.args(args).envs(env.iter().copied()).current_dir(root()).stdin(Stdio::null());
+    let shown = format!("{command:?}");
     for (name, _) in std::env::vars_os() {
         if is_of_a_package(&name) {
             command.env_remove(name);
         }
     }
-    command.args(args).envs(env.iter().copied()).current_dir(root()).stdin(Stdio::null());
-    let shown = format!("{command:?}");
     let status =
         command.status().map_err(|e| format!("{} does not start: {e}", program.as_ref().display()))?;
     if status.success() { Ok(()) } else { Err(format!("{status} from {shown}")) }
