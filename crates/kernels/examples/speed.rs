@@ -92,20 +92,19 @@ fn plain_scan(e: usize, h: usize, n: usize) -> f64 {
     seconds / (T * e) as f64
 }
 
-/// Several matrices in turn, so that no cache holds the weights.
+/// Several matrices in turn: with few tokens so many that no cache holds the weights.
 fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
     let bytes = dtype.bytes(i * o);
     let count = if t <= 16 { (1usize << 29).div_ceil(bytes).min(24) } else { 2 };
     let w: Vec<Mat> = (0..count)
         .map(|_| {
-            let mut buf = dev.alloc(dtype, i * o);
-            if dtype.is_quantised() {
-                let q = (0..i * o).map(|j| (j * 7919 % 15) as i8 - 7).collect();
-                let w = quant::Quants { q, scales: vec![0.01; i * o / quant::GROUP] };
-                dev.put_bytes(&mut buf, &quant::pack(dtype, o, i, &w));
-            } else {
-                buf = random(dev, dtype, i * o, 0.1);
+            if !dtype.is_quantised() {
+                return Mat::new(o, i, random(dev, dtype, i * o, 0.1));
             }
+            let q = (0..i * o).map(|j| (j * 7919 % 15) as i8 - 7).collect();
+            let w = quant::Quants { q, scales: vec![0.01; i * o / quant::GROUP] };
+            let mut buf = dev.alloc(dtype, i * o);
+            dev.put_bytes(&mut buf, &quant::pack(dtype, o, i, &w));
             Mat::new(o, i, buf)
         })
         .collect();
