@@ -200,8 +200,8 @@ fn attention(dev: &Cpu, bf16: bool, t: usize, h: usize, p: usize, backward: bool
     println!();
 }
 
-/// Decoding `t` sequences, one token each, of `depth` tokens.
-fn decode(dev: &Cpu, bf16: bool, t: usize, depth: usize, h: usize, p: usize) {
+/// `t` sequences of `depth` tokens, the last `new` of each as queries.
+fn cached(dev: &Cpu, bf16: bool, (t, new, depth): (usize, usize, usize), h: usize, p: usize) {
     let dtype = if bf16 { Dtype::Bf16 } else { Dtype::F32 };
     let cache = || dev.alloc(dtype, t * dev.cache_len(dtype, depth, h, p));
     let (mut keys, mut values) = (cache(), cache());
@@ -212,21 +212,25 @@ fn decode(dev: &Cpu, bf16: bool, t: usize, depth: usize, h: usize, p: usize) {
         let rows = CacheRows { kv: h, p, spans: &spans, k: &k, v: &v, slot_rows: depth };
         dev.cache_rows(&mut keys, &mut values, rows);
     }
-    let spans: Vec<_> = (0..t).map(|slot| Span { slot, start: slot, len: 1, pos: depth - 1 }).collect();
-    let (q, mut y) = (random(dev, Dtype::F32, t * h * p, 1.0), dev.alloc(Dtype::F32, t * h * p));
+    let spans: Vec<_> =
+        (0..t).map(|slot| Span { slot, start: slot * new, len: new, pos: depth - new }).collect();
+    let queries = || random(dev, Dtype::F32, t * new * h * p, 1.0);
+    let (q, mut y) = (queries(), queries());
     let (k, v, slot_rows, scale) = (&keys, &values, Some(depth), (p as f32).powf(-0.5));
-    let a = Attention { t, h, kv: h, p, scale, bf16, spans: &spans, q: &q, k, v, slot_rows };
+    let a = Attention { t: t * new, h, kv: h, p, scale, bf16, spans: &spans, q: &q, k, v, slot_rows };
     let seconds = time(|| dev.attention(&mut y, None, a));
     let bytes = (2 * t * depth * h * p * dtype.size()) as f64;
+    let flops = (4 * t * new * (depth - new / 2) * h * p) as f64;
     println!(
-        "decode {dtype:?} t={t} depth={depth} h={h} p={p}: {:.2} ms, {:.1} GB/s",
+        "cached {dtype:?} t={t}x{new} depth={depth} h={h} p={p}: {:.2} ms, {:.1} GB/s, {:.1} GFLOP/s",
         seconds * 1e3,
-        bytes / seconds / 1e9
+        bytes / seconds / 1e9,
+        flops / seconds / 1e9
     );
-    let one = random(dev, Dtype::F32, t * h * p, 1.0);
-    let rows = CacheRows { kv: h, p, spans: &spans, k: &one, v: &one, slot_rows: depth };
+    let rows = queries();
+    let rows = CacheRows { kv: h, p, spans: &spans, k: &rows, v: &rows, slot_rows: depth };
     let seconds = time(|| dev.cache_rows(&mut keys, &mut values, rows));
-    println!("cache_rows {dtype:?} t={t} depth={depth}: {:.1} us", seconds * 1e6);
+    println!("cache_rows {dtype:?} t={t}x{new} depth={depth}: {:.1} us", seconds * 1e6);
 }
 
 /// Reading memory with all threads, the most that decoding can reach.
@@ -245,8 +249,9 @@ fn attentions(dev: &Cpu) {
         for t in [512, 1024, 2048, 4096] {
             attention(dev, bf16, t, 16, 464, bf16 && t <= 1024);
         }
-        decode(dev, bf16, 1, 4096, 16, 464);
-        decode(dev, bf16, 8, 1024, 16, 464);
+        cached(dev, bf16, (1, 1, 4096), 16, 464);
+        cached(dev, bf16, (8, 1, 1024), 16, 464);
+        cached(dev, bf16, (1, 33, 2048), 8, 64);
     }
 }
 

@@ -21,6 +21,9 @@ pub(super) const QUERIES: usize = 32;
 const SPARE: usize = 8;
 /// Most queries of a chunk.
 const MOST: usize = QUERIES + SPARE;
+/// Queries from which on they, and each block of keys and values, are copied together before they meet. Rows of one head
+/// are as far apart as those of all heads, often a power of two, so that a block of them fits no first-level cache.
+const MANY: usize = 8;
 
 /// Queries per chunk of `t` in all.
 fn queries(t: usize) -> usize {
@@ -56,6 +59,21 @@ impl<'a> Rows<'a> {
     /// The same rows, counted from row `r`.
     pub(super) fn from(self, r: usize) -> Self {
         Rows { at: self.at + r * self.stride, ..self }
+    }
+
+    /// The first `count` rows, copied to memory side by side if `queries` are many.
+    #[inline(always)]
+    fn near<'m>(self, memory: &'m mut [f32], count: usize, queries: usize) -> Rows<'m>
+    where
+        'a: 'm,
+    {
+        if queries < MANY {
+            return self;
+        }
+        for (r, row) in memory.chunks_exact_mut(self.width.max(1)).take(count).enumerate() {
+            row.copy_from_slice(self.row(r));
+        }
+        Rows { x: memory, at: 0, stride: self.width, width: self.width }
     }
 }
 
@@ -139,17 +157,23 @@ pub(super) fn attention(cpu: &Cpu, y: &mut Buf, lse: Option<&mut Buf>, a: Attent
 fn forward<K: Source>(cpu: &Cpu, y: &mut [f32], lse: Option<&mut [f32]>, arrays: Arrays, source: K) {
     let Arrays { h, p, .. } = arrays;
     let block = queries(y.len() / (h * p).max(1));
+    let lens = [block * KEYS, block * K::width(p), K::block_len(p), block * p];
     let parts = (
         Tiles::new(y, h * p, block, Columns::grouped(h * p, h, p)),
         lse.map(|l| Tiles::new(l, h, block, Columns::grouped(h, h, 1))),
     );
-    let width = K::width(p);
     cpu.split(2 * arrays.pairs() * h * p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
-        scratch::floats(block * (KEYS + width), |memory| {
-            let (scores, queries) = memory.split_at_mut(block * KEYS);
-            cpu.isa.run(Forward { y, lse, scores, queries, running: [(0.0, 0.0); MOST], arrays, source });
+        scratch::floats(lens.iter().sum(), |memory| {
+            let [scores, queries, near, sums] = lens.map(memory_of(memory));
+            let running = [(0.0, 0.0); MOST];
+            cpu.isa.run(Forward { y, lse, scores, queries, near, sums, running, arrays, source });
         });
     });
+}
+
+/// Hands out parts of `memory`, one after the other.
+fn memory_of<'m>(mut memory: &'m mut [f32]) -> impl FnMut(usize) -> &'m mut [f32] {
+    move |len| memory.split_off_mut(..len).expect("memory for all parts")
 }
 
 /// Where keys and values lie.
@@ -158,30 +182,44 @@ pub(super) trait Source: Copy + Send + Sync {
     type Head: Keys;
     /// Columns of a query that was arranged for the products, 0 if it need not be.
     fn width(p: usize) -> usize;
+    /// Numbers that [`Keys::keys`] and [`Keys::values`] need memory for.
+    fn block_len(p: usize) -> usize;
     /// Those that query head `head` of span `span`, the `index`-th of the call, reads.
     fn head(&self, index: usize, span: &Span, head: usize) -> Self::Head;
 }
 
-/// The two products of attention.
+/// Keys and values of one head of one sequence.
 pub(super) trait Keys: Copy {
-    /// Rows of `q` as [`Keys::dots`] takes them, with the help of memory for [`Source::width`] columns of each.
+    /// Keys, or values, of [`KEYS`] positions.
+    type Block<'m>: Block
+    where
+        Self: 'm;
+    /// Rows of `q` as [`Block::dots`] takes them, with the help of memory for [`Source::width`] columns of each.
     fn arrange<'q>(memory: &'q mut [f32], q: Rows<'q>, rows: usize) -> Rows<'q>;
-    /// `scores[q * KEYS + k] = q_q . key_(first + k)` for `rows` queries and `keys` keys; `first` is a multiple of
-    /// [`KEYS`].
-    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize);
-    /// Adds `sum_k weights[r * KEYS + k] * value_(first + k)` to rows `row + r` of `y`, for `r` in `from .. to`
-    /// and the keys that each sees, `keys` at most: query `r` is at position `pos + r`.
-    #[allow(clippy::too_many_arguments)]
+    /// `count` keys from `first`, a multiple of [`KEYS`], on, for `rows` queries to meet, with the help of memory for
+    /// [`Source::block_len`] numbers.
+    fn keys<'m>(self, memory: &'m mut [f32], first: usize, count: usize, rows: usize) -> Self::Block<'m>
+    where
+        Self: 'm;
+    /// As [`Keys::keys`], of values.
+    fn values<'m>(self, memory: &'m mut [f32], first: usize, count: usize, rows: usize) -> Self::Block<'m>
+    where
+        Self: 'm;
+}
+
+/// The two products of attention, one with keys and one with values.
+pub(super) trait Block: Copy {
+    /// `scores[q * KEYS + k] = q_q . key_k` for `rows` queries and `keys` keys.
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, rows: usize, keys: usize);
+    /// Adds `sum_k weights[r * KEYS + k] * value_k` to rows `r` of `y`, for `r` in `from .. to` and the keys that each
+    /// sees, the first `seen(r)`. The weights of all others that the last row sees are zero.
     fn weigh<S: Tier>(
         &self,
         y: &mut Tile<f32>,
-        row: usize,
         from: usize,
         to: usize,
         weights: &[f32],
-        first: usize,
-        keys: usize,
-        pos: usize,
+        seen: impl Fn(usize) -> usize,
     );
 }
 
@@ -197,8 +235,12 @@ struct InRows<'a> {
 impl<'a> Source for InRows<'a> {
     type Head = (Rows<'a>, Rows<'a>);
 
-    fn width(_: usize) -> usize {
-        0
+    fn width(p: usize) -> usize {
+        p
+    }
+
+    fn block_len(p: usize) -> usize {
+        KEYS * p
     }
 
     #[inline(always)]
@@ -208,31 +250,50 @@ impl<'a> Source for InRows<'a> {
     }
 }
 
-impl Keys for (Rows<'_>, Rows<'_>) {
+impl<'a> Keys for (Rows<'a>, Rows<'a>) {
+    type Block<'m>
+        = Rows<'m>
+    where
+        'a: 'm;
+
     #[inline(always)]
-    fn arrange<'q>(_: &'q mut [f32], q: Rows<'q>, _: usize) -> Rows<'q> {
-        q
+    fn arrange<'q>(memory: &'q mut [f32], q: Rows<'q>, rows: usize) -> Rows<'q> {
+        q.near(memory, rows, rows)
     }
 
     #[inline(always)]
-    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize) {
-        dots::<S>(scores, q, self.0.from(first), rows, keys);
+    fn keys<'m>(self, memory: &'m mut [f32], first: usize, count: usize, rows: usize) -> Rows<'m>
+    where
+        'a: 'm,
+    {
+        self.0.from(first).near(memory, count, rows)
+    }
+
+    #[inline(always)]
+    fn values<'m>(self, memory: &'m mut [f32], first: usize, count: usize, rows: usize) -> Rows<'m>
+    where
+        'a: 'm,
+    {
+        self.1.from(first).near(memory, count, rows)
+    }
+}
+
+impl Block for Rows<'_> {
+    #[inline(always)]
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, rows: usize, keys: usize) {
+        dots::<S>(scores, q, *self, rows, keys);
     }
 
     #[inline(always)]
     fn weigh<S: Tier>(
         &self,
         y: &mut Tile<f32>,
-        row: usize,
         from: usize,
         to: usize,
         weights: &[f32],
-        first: usize,
-        keys: usize,
-        pos: usize,
+        seen: impl Fn(usize) -> usize,
     ) {
-        let seen = |r: usize| (0, keys.min(pos + r + 1 - first));
-        weigh::<S>(y, row, from, to, weights, self.1.from(first), seen);
+        weigh::<S>(y, 0, from, to, weights, *self, |r| (0, seen(r)));
     }
 }
 
@@ -243,6 +304,10 @@ struct Forward<'a, K> {
     scores: &'a mut [f32],
     /// Arranged queries, `[queries, K::width(p)]`.
     queries: &'a mut [f32],
+    /// Memory for a block of keys or values.
+    near: &'a mut [f32],
+    /// Outputs before they are scaled, `[queries, p]`.
+    sums: &'a mut [f32],
     /// Maximum so far, and sum of exponentials relative to it, per query.
     running: [(f32, f32); MOST],
     arrays: Arrays<'a>,
@@ -270,29 +335,33 @@ impl<K: Source> Forward<'_, K> {
         let q = K::Head::arrange(self.queries, self.arrays.queries(head).from(from), count);
         let pos = span.pos + from - span.start;
         self.running = [(f32::NEG_INFINITY, 0.0); MOST];
+        let mut sums = Tile::over(&mut self.sums[..count * self.arrays.p], self.arrays.p);
         for r in 0..count {
-            self.y.row_mut(row + r).fill(0.0);
+            sums.row_mut(r).fill(0.0);
         }
         for key in (0..pos + count).step_by(KEYS) {
             let keys = KEYS.min(pos + count - key);
-            kv.dots::<S>(self.scores, q, key, count, keys);
+            kv.keys(self.near, key, keys, count).dots::<S>(self.scores, q, count, keys);
+            let seen = |r: usize| keys.min(pos + r + 1 - key);
             // Queries before the block see none of it; they come first.
             let blind = key.saturating_sub(pos).min(count);
             for r in blind..count {
-                let seen = keys.min(pos + r + 1 - key);
                 let scores = &mut self.scores[r * KEYS..][..KEYS];
-                let keep = soften::<S>(scores, &mut self.running[r], seen, self.arrays.scale);
+                let keep = soften::<S>(scores, &mut self.running[r], seen(r), self.arrays.scale);
                 if keep != 1.0 {
-                    self.y.row_mut(row + r).iter_mut().for_each(|y| *y *= keep);
+                    sums.row_mut(r).iter_mut().for_each(|sum| *sum *= keep);
                 }
             }
-            kv.weigh::<S>(&mut self.y, row, blind, count, self.scores, key, keys, pos);
+            let values = kv.values(self.near, key, keys, count);
+            values.weigh::<S>(&mut sums, blind, count, self.scores, seen);
         }
         for r in 0..count {
             let (max, sum) = self.running[r];
             let scale = 1.0 / sum;
             // Adding zero makes one of both zeros, whichever a sum of nothing but zeros came to.
-            self.y.row_mut(row + r).iter_mut().for_each(|y| *y = *y * scale + 0.0);
+            for (y, sum) in self.y.row_mut(row + r).iter_mut().zip(sums.row(r)) {
+                *y = sum * scale + 0.0;
+            }
             if let Some(lse) = &mut self.lse {
                 lse.row_mut(row + r)[0] = max + f64::from(sum).ln() as f32;
             }
@@ -304,20 +373,30 @@ impl<K: Source> Forward<'_, K> {
 /// returns the factor for what was summed before. Scores from `seen` on are not the query's to see.
 #[inline(always)]
 fn soften<S: Tier>(row: &mut [f32], running: &mut (f32, f32), seen: usize, scale: f32) -> f32 {
-    for part in row.as_chunks_mut::<LANES>().0 {
-        (V::<S>::of(part) * V::splat(scale)).to(part);
+    let row: &mut [f32; KEYS] = row.try_into().expect("the scores of a block");
+    let mut scores = [V::<S>::zero(); KEYS / LANES];
+    for (j, part) in row.as_chunks().0.iter().enumerate() {
+        scores[j] = V::of(part) * V::splat(scale);
     }
-    row[seen..].fill(f32::NEG_INFINITY);
-    let mut top = V::<S>::splat(f32::NEG_INFINITY);
-    for part in row.as_chunks::<LANES>().0 {
-        top = V::of(part).larger(top);
+    if seen < KEYS {
+        for (j, part) in row.as_chunks_mut().0.iter_mut().enumerate() {
+            scores[j].to(part);
+        }
+        row[seen..].fill(f32::NEG_INFINITY);
+        for (j, part) in row.as_chunks().0.iter().enumerate() {
+            scores[j] = V::of(part);
+        }
+    }
+    let mut top = V::splat(f32::NEG_INFINITY);
+    for j in 0..scores.len() {
+        top = scores[j].larger(top);
     }
     // NaN scores are passed over here, but their exponentials below are NaN, and so is the sum.
     let max = running.0.max(top.max());
-    let shift = V::<S>::splat(max);
+    let shift = V::splat(max);
     let mut sum = V::zero();
-    for part in row.as_chunks_mut::<LANES>().0 {
-        let weights = exp_weight(V::of(part) - shift);
+    for (j, part) in row.as_chunks_mut().0.iter_mut().enumerate() {
+        let weights = exp_weight(scores[j] - shift);
         weights.to(part);
         sum = sum + weights;
     }
@@ -335,23 +414,18 @@ pub(super) fn dots<S: Tier>(scores: &mut [f32], a: Rows, b: Rows, na: usize, nb:
         let quads = if q + 4 <= na { nb - nb % 4 } else { 0 };
         let rows = if quads > 0 { 4 } else { 1 };
         for k in (0..quads).step_by(4) {
-            let mut tile = [V::<S>::zero(); LANES];
+            let (a, b) = (a.from(q), b.from(k));
+            let mut tile = [V::zero(); LANES];
             if S::WIDE {
-                dot_tile::<S, 4, 4>(&mut tile, a.from(q), b.from(k));
+                put::<S, 4, 4>(&mut tile, 0, 0, dot_tile(a, b));
             } else {
-                for pair in 0..2 {
-                    let half = &mut tile[8 * pair..][..8];
-                    dot_tile::<S, 2, 2>(&mut half[..4], a.from(q + 2 * pair), b.from(k));
-                    dot_tile::<S, 2, 2>(&mut half[4..], a.from(q + 2 * pair), b.from(k + 2));
+                for (r, c) in [(0, 0), (0, 2), (2, 0), (2, 2)] {
+                    put::<S, 2, 2>(&mut tile, r, c, dot_tile(a.from(r), b.from(c)));
                 }
             }
             let done = V::sums(tile).lanes();
-            for r in 0..4 {
-                for c in 0..4 {
-                    let at =
-                        if S::WIDE { 4 * r + c } else { 8 * (r / 2) + 4 * (c / 2) + 2 * (r % 2) + c % 2 };
-                    scores[(q + r) * KEYS + k + c] = done[at];
-                }
+            for (r, done) in done.as_chunks::<4>().0.iter().enumerate() {
+                scores[(q + r) * KEYS + k..][..4].copy_from_slice(done);
             }
         }
         for r in q..q + rows {
@@ -367,22 +441,37 @@ fn dots_of_row<S: Tier>(scores: &mut [f32], a: &[f32], b: Rows, from: usize) {
     let a = Rows { x: a, at: 0, stride: 0, width: a.len() };
     let mut k = from;
     while k + 8 <= scores.len() {
-        let mut tile = [V::<S>::zero(); LANES];
-        dot_tile::<S, 1, 8>(&mut tile[..8], a, b.from(k));
+        let mut tile = [V::zero(); LANES];
+        put::<S, 1, 8>(&mut tile, 0, 0, dot_tile(a, b.from(k)));
         scores[k..][..8].copy_from_slice(&V::sums(tile).lanes()[..8]);
         k += 8;
     }
     while k < scores.len() {
-        let mut tile = [V::<S>::zero()];
-        dot_tile::<S, 1, 1>(&mut tile, a, b.from(k));
-        scores[k] = tile[0].sum();
+        let [[lanes]] = dot_tile::<S, 1, 1>(a, b.from(k));
+        scores[k] = lanes.sum();
         k += 1;
     }
 }
 
-/// The lanes of the products of `M` rows with `N` rows.
+/// Puts the lanes of `M` times `N` products among those of rows of four, from row `r` and column `c` on.
 #[inline(always)]
-fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V<S>], a: Rows, b: Rows) {
+fn put<S: Tier, const M: usize, const N: usize>(
+    tile: &mut [V<S>; LANES],
+    r: usize,
+    c: usize,
+    products: [[V<S>; N]; M],
+) {
+    for m in 0..M {
+        for n in 0..N {
+            tile[4 * (r + m) + c + n] = products[m][n];
+        }
+    }
+}
+
+/// The lanes of the products of `M` rows with `N` rows. They come back by value: written to a slice, they would be in memory in
+/// the loop too.
+#[inline(always)]
+fn dot_tile<S: Tier, const M: usize, const N: usize>(a: Rows, b: Rows) -> [[V<S>; N]; M] {
     let full = a.width / LANES;
     let mut a_rows: [&[[f32; LANES]]; M] = [&[]; M];
     let mut b_rows: [&[[f32; LANES]]; N] = [&[]; N];
@@ -408,9 +497,7 @@ fn dot_tile<S: Tier, const M: usize, const N: usize>(tile: &mut [V<S>], a: Rows,
             }
         }
     }
-    for r in 0..M {
-        tile[r * N..][..N].copy_from_slice(&sum[r]);
-    }
+    sum
 }
 
 /// Adds `sum_k weights[r * KEYS + k] * x_k` to row `first + r` of `y` for `r` in `from .. to`, in order of
@@ -481,14 +568,19 @@ fn weigh_tile<S: Tier, const M: usize, const N: usize>(
             sum[r][j] = V::load_part(&y.row(row + r)[c + j * LANES..]);
         }
     }
-    for k in start..end {
+    // Rows of known length leave no checks in the loop, which would keep sums from staying in one place.
+    let mut rows = [&[0.0; KEYS]; M];
+    for r in 0..M {
+        rows[r] = weights[r * KEYS..].first_chunk().expect("weights of a block");
+    }
+    for k in start..end.min(KEYS) {
         let x = &x.row(k)[c..];
         let mut xs = [V::zero(); N];
         for j in 0..N {
             xs[j] = if N == 1 { V::load_part(x) } else { V::load(&x[j * LANES..]) };
         }
         for r in 0..M {
-            let weight = V::splat(weights[r * KEYS + k]);
+            let weight = V::splat(rows[r][k]);
             for j in 0..N {
                 sum[r][j] = weight.fma(xs[j], sum[r][j]);
             }

@@ -4,7 +4,7 @@
 
 use half::bf16;
 
-use super::attention::{KEYS, Keys, Rows, Source};
+use super::attention::{Block, KEYS, Keys, Rows, Source};
 use super::kv::{BLOCK, Blocks, HeadBlocks, STEP, Shape};
 use super::split::Tile;
 use super::tier::{LANES, Tier, V};
@@ -17,13 +17,22 @@ impl<'a> Source for Blocks<'a> {
         Shape { kv: 1, p }.padded()
     }
 
+    fn block_len(_: usize) -> usize {
+        0
+    }
+
     #[inline(always)]
     fn head(&self, index: usize, span: &Span, head: usize) -> HeadBlocks<'a> {
         self.query_head(index, span, head)
     }
 }
 
-impl Keys for HeadBlocks<'_> {
+impl<'a> Keys for HeadBlocks<'a> {
+    type Block<'m>
+        = HeadBlocks<'m>
+    where
+        'a: 'm;
+
     /// Rounded, and of each step the even columns before the odd ones, as pairs come apart.
     #[inline(always)]
     fn arrange<'q>(memory: &'q mut [f32], q: Rows<'q>, rows: usize) -> Rows<'q> {
@@ -40,10 +49,28 @@ impl Keys for HeadBlocks<'_> {
     }
 
     #[inline(always)]
-    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, first: usize, rows: usize, keys: usize) {
+    fn keys<'m>(self, _: &'m mut [f32], first: usize, _: usize, _: usize) -> HeadBlocks<'m>
+    where
+        'a: 'm,
+    {
+        self.from(first / BLOCK)
+    }
+
+    #[inline(always)]
+    fn values<'m>(self, _: &'m mut [f32], first: usize, _: usize, _: usize) -> HeadBlocks<'m>
+    where
+        'a: 'm,
+    {
+        self.from(first / BLOCK)
+    }
+}
+
+impl Block for HeadBlocks<'_> {
+    #[inline(always)]
+    fn dots<S: Tier>(&self, scores: &mut [f32], q: Rows, rows: usize, keys: usize) {
         for from in (0..keys).step_by(BLOCK) {
             let keys = BLOCK.min(keys - from);
-            let block = self.keys((first + from) / BLOCK).as_chunks().0;
+            let block = self.keys_from(from / BLOCK).as_chunks().0;
             let scores = &mut scores[from..];
             let mut r = 0;
             while S::WIDE && r + 4 <= rows {
@@ -65,24 +92,22 @@ impl Keys for HeadBlocks<'_> {
     fn weigh<S: Tier>(
         &self,
         y: &mut Tile<f32>,
-        row: usize,
         from: usize,
         to: usize,
         weights: &[f32],
-        first: usize,
-        keys: usize,
-        _: usize,
+        seen: impl Fn(usize) -> usize,
     ) {
+        let keys = if from < to { seen(to - 1) } else { 0 };
         for at in (0..keys).step_by(BLOCK) {
             let pairs = BLOCK.min(keys - at).div_ceil(2);
-            let block = self.values((first + at) / BLOCK).as_chunks().0;
+            let block = self.values_from(at / BLOCK).as_chunks().0;
             let mut r = from;
             while r + 4 <= to {
-                weigh_block::<S, 4>(y, row + r, &weights[r * KEYS + at..], block, pairs);
+                weigh_block::<S, 4>(y, r, &weights[r * KEYS + at..], block, pairs);
                 r += 4;
             }
             while r < to {
-                weigh_block::<S, 1>(y, row + r, &weights[r * KEYS + at..], block, pairs);
+                weigh_block::<S, 1>(y, r, &weights[r * KEYS + at..], block, pairs);
                 r += 1;
             }
         }
@@ -121,8 +146,11 @@ fn block_dots<S: Tier, const M: usize, const N: usize>(
             }
         }
         let mut tile = [V::zero(); LANES];
+        // Copied as slices, such vectors would go through memory by a call.
         for m in 0..M {
-            tile[m * N..][..N].copy_from_slice(&sum[m]);
+            for n in 0..N {
+                tile[m * N + n] = sum[m][n];
+            }
         }
         let done = V::sums(tile).lanes();
         let count = N.min(keys - k);

@@ -90,9 +90,16 @@ impl<'a> HeadBlocks<'a> {
         self.shape.stride()
     }
 
+    /// The same blocks, counted from block `block`.
+    #[inline(always)]
+    pub(super) fn from(self, block: usize) -> Self {
+        let at = block * self.shape.stride();
+        HeadBlocks { keys: &self.keys[at..], values: &self.values[at..], ..self }
+    }
+
     /// Keys from block `block` on.
     #[inline(always)]
-    pub(super) fn keys(&self, block: usize) -> &'a [bf16] {
+    pub(super) fn keys_from(&self, block: usize) -> &'a [bf16] {
         &self.keys[block * self.shape.stride()..]
     }
 
@@ -104,7 +111,7 @@ impl<'a> HeadBlocks<'a> {
 
     /// Values from block `block` on.
     #[inline(always)]
-    pub(super) fn values(&self, block: usize) -> &'a [bf16] {
+    pub(super) fn values_from(&self, block: usize) -> &'a [bf16] {
         &self.values[block * self.shape.stride()..]
     }
 }

@@ -165,6 +165,18 @@ unsafe impl<T: Send> Send for Tile<'_, T> {}
 // SAFETY: as above; a shared `Tile` gives only shared access.
 unsafe impl<T: Sync> Sync for Tile<'_, T> {}
 
+impl<'a, T> Tile<'a, T> {
+    /// All of `x`, in rows of `width`.
+    ///
+    /// # Panics
+    /// If `x` is no whole number of rows.
+    pub(super) fn over(x: &'a mut [T], width: usize) -> Self {
+        assert!(width > 0 && x.len().is_multiple_of(width), "rows of {width} in {}", x.len());
+        let rows = x.len() / width;
+        Tile { ptr: x.as_mut_ptr(), row: 0, rows, stride: width, group: 0, start: 0, width, array: PhantomData }
+    }
+}
+
 impl<T> Tile<'_, T> {
     /// The tile's part of its row `row`, counted from the tile's first.
     #[inline(always)]

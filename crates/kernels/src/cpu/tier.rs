@@ -435,10 +435,16 @@ impl<S: Tier> V<S> {
         v[0]
     }
 
-    /// The largest lane; NaN may hide in the others.
+    /// The largest lane that is not NaN, if there is one.
     #[inline(always)]
     pub(super) fn max(self) -> f32 {
-        self.lanes().into_iter().fold(f32::NEG_INFINITY, |m, x| if x > m { x } else { m })
+        let mut v = self.lanes();
+        for half in [8, 4, 2, 1] {
+            for l in 0..half {
+                v[l] = v[l].max(v[l + half]);
+            }
+        }
+        v[0]
     }
 
     /// Lane `j` of the result is `rows[j].sum()`, bit for bit, with fewer operations than 16 sums.

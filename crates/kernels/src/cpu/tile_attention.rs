@@ -197,8 +197,8 @@ impl Forward<'_> {
             for block in 0..pair.blocks {
                 // Meanwhile the values of the block come to L2, some with each pair.
                 let part = pair.set / 2 * all + from;
-                let ahead = four_lines(kv.values(first + block), part, steps);
-                let a = &kv.keys(first + block)[from * BLOCK * STEP..];
+                let ahead = four_lines(kv.values_from(first + block), part, steps);
+                let a = &kv.keys_from(first + block)[from * BLOCK * STEP..];
                 let a = A { x: a, row: STEP, step: BLOCK * STEP, tile: HALF };
                 let c = C { x: &mut self.scores[block * BLOCK * SIDE..], a: TILE, b: KEYS * SIDE };
                 if pair.sets == 2 {
@@ -296,7 +296,7 @@ impl Forward<'_> {
         let groups = self.widths.groups;
         let x = &self.weights[(pair.set * KEYS + block * BLOCK) * SIDE..];
         let a = A { x, row: STEP, step: HALF, tile: KEYS * SIDE };
-        let b = &kv.values(first + block)[group * HALF..];
+        let b = &kv.values_from(first + block)[group * HALF..];
         let b = Spread { x: b, tile: HALF, step: kv.stride() };
         let c = C { x: &mut self.sums[(pair.set * groups + group) * TILE..], a: groups * TILE, b: TILE };
         let start = first + block == 0;
