@@ -173,7 +173,16 @@ impl<'a, T> Tile<'a, T> {
     pub(super) fn over(x: &'a mut [T], width: usize) -> Self {
         assert!(width > 0 && x.len().is_multiple_of(width), "rows of {width} in {}", x.len());
         let rows = x.len() / width;
-        Tile { ptr: x.as_mut_ptr(), row: 0, rows, stride: width, group: 0, start: 0, width, array: PhantomData }
+        Tile {
+            ptr: x.as_mut_ptr(),
+            row: 0,
+            rows,
+            stride: width,
+            group: 0,
+            start: 0,
+            width,
+            array: PhantomData,
+        }
     }
 }
 
