@@ -8,7 +8,7 @@ use crate::pool::Var;
 
 /// Tokens whose logits exist at a time. Part of the order of accumulation: the gradient of the head sums over
 /// this many tokens at once.
-const ROWS: usize = 256;
+const ROWS: usize = 512;
 
 impl Ctx<'_> {
     /// Negative log-likelihood of `targets` under `logits [t, v]`, `[t, 1]`; 0 where the target is
