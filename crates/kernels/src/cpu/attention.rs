@@ -569,11 +569,12 @@ fn weigh_tile<S: Tier, const M: usize, const N: usize>(
         }
     }
     // Rows of known length leave no checks in the loop, which would keep sums from staying in one place.
+    assert!(end <= KEYS, "keys of a block");
     let mut rows = [&[0.0; KEYS]; M];
     for r in 0..M {
         rows[r] = weights[r * KEYS..].first_chunk().expect("weights of a block");
     }
-    for k in start..end.min(KEYS) {
+    for k in start..end {
         let x = &x.row(k)[c..];
         let mut xs = [V::zero(); N];
         for j in 0..N {
