@@ -164,16 +164,11 @@ fn forward<K: Source>(cpu: &Cpu, y: &mut [f32], lse: Option<&mut [f32]>, arrays:
     );
     cpu.split(2 * arrays.pairs() * h * p, parts, |_, (y, lse): (Tile<f32>, Option<Tile<f32>>)| {
         scratch::floats(lens.iter().sum(), |memory| {
-            let [scores, queries, near, sums] = lens.map(memory_of(memory));
+            let [scores, queries, near, sums] = scratch::parts(memory, lens);
             let running = [(0.0, 0.0); MOST];
             cpu.isa.run(Forward { y, lse, scores, queries, near, sums, running, arrays, source });
         });
     });
-}
-
-/// Hands out parts of `memory`, one after the other.
-fn memory_of<'m>(mut memory: &'m mut [f32]) -> impl FnMut(usize) -> &'m mut [f32] {
-    move |len| memory.split_off_mut(..len).expect("memory for all parts")
 }
 
 /// Where keys and values lie.

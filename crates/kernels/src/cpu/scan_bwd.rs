@@ -154,13 +154,9 @@ impl<'a> Memory<'a> {
         Memory::sizes(n, vectors).iter().sum()
     }
 
-    fn new(mut memory: &'a mut [f32], n: usize, vectors: usize) -> Self {
-        let parts = Memory::sizes(n, vectors).map(|len| {
-            let (part, rest) = std::mem::take(&mut memory).split_at_mut(len);
-            memory = rest;
-            part
-        });
-        let [rates, g, da_chunk, da, dd, dbias, items, bc, states, decays, db, dc] = parts;
+    fn new(memory: &'a mut [f32], n: usize, vectors: usize) -> Self {
+        let [rates, g, da_chunk, da, dd, dbias, items, bc, states, decays, db, dc] =
+            scratch::parts(memory, Memory::sizes(n, vectors));
         Memory { rates, g, da_chunk, da, dd, dbias, items, bc, states, decays, db, dc }
     }
 }

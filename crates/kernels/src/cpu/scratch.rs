@@ -30,6 +30,14 @@ pub(super) fn floats<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     result
 }
 
+/// Cuts `memory` into parts of `lens` elements, one after the other.
+///
+/// # Panics
+/// If it has too few.
+pub(super) fn parts<const N: usize>(mut memory: &mut [f32], lens: [usize; N]) -> [&mut [f32]; N] {
+    lens.map(|len| memory.split_off_mut(..len).expect("memory for all parts"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
