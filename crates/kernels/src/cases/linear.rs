@@ -110,6 +110,7 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(5, 700, 40, true),
             plain(130, 150, 300, true),
             plain(6, 20, 2100, false),
+            plain(100, 19, 2083, true),
         ]);
         // One token of several heads, as in x_proj: each reads its own columns.
         let heads =

@@ -11,12 +11,16 @@ use super::tile_linear;
 use super::{Cpu, quant, scratch};
 use crate::{Buf, Dtype, Linear, round_bf16};
 
-/// Elements of `in` per pass: the rows of weights of a tile, 16 KiB, stay in L1 while tokens go by.
+/// Elements of `in` per pass: the rows of weights of a tile stay in L1 while tokens go by.
 const IN_BLOCK: usize = 1024;
-/// Most tokens per chunk: with [`IN_BLOCK`] 256 KiB of input, and as much of unfinished sums, in L2.
-const TOKEN_BLOCK: usize = 64;
+/// Most tokens per chunk: with [`IN_BLOCK`] 384 KiB of input, and as much of unfinished sums, in L2.
+const TOKEN_BLOCK: usize = 96;
 /// Most rows of weights per chunk.
 const ROW_BLOCK: usize = 64;
+/// Tokens from which the weights of a tile are widened once for all of them.
+const MANY: usize = 32;
+/// Most rows of weights of a tile of many tokens.
+const PANEL_ROWS: usize = 8;
 /// Products below which a chunk is not worth a thread.
 const GRAIN: usize = 1 << 15;
 
@@ -96,10 +100,14 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
         |_, y: Tile<f32>| {
             let first = y.group * a.o + y.start;
             let at = y.row * input.stride + input.at + y.group * input.group;
-            let sums = if passes == 1 { 0 } else { y.rows * y.width * LANES };
-            scratch::floats(sums, |sums| {
+            let sums = if passes == 1 { 0 } else { y.rows * (y.width + PANEL_ROWS) * LANES };
+            let (panel, tails) = if y.rows < MANY { (0, 0) } else { (PANEL_ROWS * IN_BLOCK, y.rows * LANES) };
+            scratch::floats(sums + panel + tails, |memory| {
+                let [sums, panel, tails] = scratch::parts(memory, [sums, panel, tails]);
                 cpu.isa.run(Forward {
                     sums: sums.as_chunks_mut().0,
+                    panel: panel.as_chunks_mut().0,
+                    tails: tails.as_chunks_mut().0,
                     bias: bias.map(|b| &b[first..]),
                     w: &w[first * a.i..],
                     x: &input.x[at.min(input.x.len())..],
@@ -122,7 +130,7 @@ fn passes(t: usize, i: usize) -> usize {
 /// Tokens and rows per chunk: all in one for little work, else a few chunks per thread, so that a thread
 /// that is held up does not hold up the others.
 fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
-    let tokens = a.t.clamp(1, TOKEN_BLOCK);
+    let tokens = a.t.div_ceil(a.t.div_ceil(TOKEN_BLOCK).max(1)).max(1);
     let rows = ROW_BLOCK.min(a.o.max(1));
     let work = a.t * a.groups * a.o * a.i;
     if cpu.pool.threads() == 1 || work <= GRAIN {
@@ -136,8 +144,12 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
 /// One chunk of outputs.
 struct Forward<'a, W> {
     y: Tile<'a, f32>,
-    /// Unfinished sums, `[tokens, rows]`, when there are several passes.
+    /// Unfinished sums when there are several passes: `[tokens, rows]`, of many tokens `[panels, tokens, R]`.
     sums: &'a mut [[f32; LANES]],
+    /// The weights of a tile of many tokens, `[k, R]`.
+    panel: &'a mut [[f32; LANES]],
+    /// The last columns of many tokens, where they are too few for a vector.
+    tails: &'a mut [[f32; LANES]],
     bias: Option<&'a [f32]>,
     /// From the chunk's first row.
     w: &'a [W],
@@ -162,15 +174,18 @@ impl<W: Weight> Op for Forward<'_, W> {
 
     #[inline(always)]
     fn eval<S: Tier>(mut self) {
+        self.copy_tails();
         let block = self.i.div_ceil(self.passes).next_multiple_of(LANES);
         for pass in 0..self.passes {
             let from = self.i.min(pass * block);
             let len = block.min(self.i - from);
             let pass = Pass { from, len, first: pass == 0, last: pass + 1 == self.passes };
-            if S::WIDE {
-                self.pass::<S, 4, 4, 8>(pass);
-            } else {
-                self.pass::<S, 3, 2, 6>(pass);
+            // A tile's sums and what they are made of fill the registers: 32 vectors of 16 lanes, or 8 of two registers each.
+            match (S::WIDE, self.y.rows >= MANY) {
+                (true, true) => self.many::<S, 8, 3>(pass),
+                (true, false) => self.few::<S, 4, 4, 8>(pass),
+                (false, true) => self.many::<S, 3, 2>(pass),
+                (false, false) => self.few::<S, 3, 2, 6>(pass),
             }
         }
         if let Some(bias) = self.bias {
@@ -184,9 +199,99 @@ impl<W: Weight> Op for Forward<'_, W> {
 }
 
 impl<W: Weight> Forward<'_, W> {
+    /// Copies the last columns of many tokens, and zeros behind them.
+    #[inline(always)]
+    fn copy_tails(&mut self) {
+        let columns = self.i - self.i % LANES..self.i;
+        for (t, tail) in self.tails.iter_mut().enumerate() {
+            tail[columns.len()..].fill(0.0);
+            tail[..columns.len()].copy_from_slice(&self.x[t * self.x_stride..][columns.clone()]);
+        }
+    }
+
+    /// One pass over many tokens in tiles of `R` rows and `C` tokens.
+    #[inline(always)]
+    fn many<S: Tier, const R: usize, const C: usize>(&mut self, pass: Pass) {
+        const { assert!(R <= PANEL_ROWS) }
+        let tokens = self.y.rows;
+        for r in (0..self.y.width).step_by(R) {
+            self.widen::<S, R>(r, pass);
+            let tiled = tokens - tokens % C;
+            for t in (0..tiled).step_by(C) {
+                self.panel_tile::<S, R, C>(r, t, pass);
+            }
+            for t in tiled..tokens {
+                self.panel_tile::<S, R, 1>(r, t, pass);
+            }
+        }
+    }
+
+    /// Widens the weights of the rows from `r`; rows that do not exist are zeros.
+    #[inline(always)]
+    fn widen<S: Tier, const R: usize>(&mut self, r: usize, pass: Pass) {
+        let panel = self.panel.as_chunks_mut::<R>().0;
+        for j in 0..R {
+            let exists = r + j < self.y.width;
+            let row = if exists { &self.w[(r + j) * self.i + pass.from..][..pass.len] } else { &[] };
+            let mut parts = row.chunks(LANES);
+            for out in &mut panel[..pass.len.div_ceil(LANES)] {
+                W::load_part::<S>(parts.next().unwrap_or_default()).to(&mut out[j]);
+            }
+        }
+    }
+
+    /// Rows from `r` of the panel by tokens from `t`.
+    #[inline(always)]
+    fn panel_tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, pass: Pass) {
+        let full = pass.len / LANES;
+        let mut x: [&[[f32; LANES]]; C] = [&[]; C];
+        for c in 0..C {
+            x[c] = &self.x[(t + c) * self.x_stride + pass.from..][..pass.len].as_chunks().0[..full];
+        }
+        let (panel, sums) = (self.panel.as_chunks::<R>().0, self.sums.as_chunks_mut::<R>().0);
+        let at = r / R * self.y.rows + t;
+        let mut sum = [[V::<S>::zero(); R]; C];
+        if !pass.first {
+            for c in 0..C {
+                for j in 0..R {
+                    sum[c][j] = V::of(&sums[at + c][j]);
+                }
+            }
+        }
+        for (k, w) in panel[..full].iter().enumerate() {
+            let mut xs = [V::zero(); C];
+            for c in 0..C {
+                xs[c] = V::of(&x[c][k]);
+            }
+            for j in 0..R {
+                let weight = V::of(&w[j]);
+                for c in 0..C {
+                    sum[c][j] = weight.fma(xs[c], sum[c][j]);
+                }
+            }
+        }
+        if !pass.len.is_multiple_of(LANES) {
+            for j in 0..R {
+                let weight = V::of(&panel[full][j]);
+                for c in 0..C {
+                    sum[c][j] = weight.fma(V::of(&self.tails[t + c]), sum[c][j]);
+                }
+            }
+        }
+        if pass.last {
+            self.finish(r, t, &sum);
+        } else {
+            for c in 0..C {
+                for j in 0..R {
+                    sum[c][j].to(&mut sums[at + c][j]);
+                }
+            }
+        }
+    }
+
     /// One pass in tiles of `R` rows and `C` tokens; rows of single tokens come `L` at a time.
     #[inline(always)]
-    fn pass<S: Tier, const R: usize, const C: usize, const L: usize>(&mut self, pass: Pass) {
+    fn few<S: Tier, const R: usize, const C: usize, const L: usize>(&mut self, pass: Pass) {
         let (rows, tokens) = (self.y.width, self.y.rows);
         let tiled = if tokens >= C { tokens - tokens % C } else { 0 };
         if tiled > 0 {
@@ -273,22 +378,28 @@ impl<W: Weight> Forward<'_, W> {
         }
     }
 
-    /// Adds up the lanes of a tile's sums.
+    /// Adds up the lanes of a tile's sums. Rows that do not exist are left out.
     #[inline(always)]
     fn finish<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, sum: &[[V<S>; R]; C]) {
         if R * C == 1 {
             self.y.row_mut(t)[r] = sum[0][0].sum();
             return;
         }
-        let mut rows = [V::zero(); LANES];
-        for c in 0..C {
-            for j in 0..R {
-                rows[c * R + j] = sum[c][j];
+        let rows = R.min(self.y.width - r);
+        // As many tokens at a time as there are lanes for.
+        let together = LANES / R;
+        for first in (0..C).step_by(together) {
+            let mut all = [V::zero(); LANES];
+            let tokens = together.min(C - first);
+            for c in 0..tokens {
+                for j in 0..R {
+                    all[c * R + j] = sum[first + c][j];
+                }
             }
-        }
-        let done = V::sums(rows).lanes();
-        for c in 0..C {
-            self.y.row_mut(t + c)[r..][..R].copy_from_slice(&done[c * R..][..R]);
+            let done = V::sums(all).lanes();
+            for c in 0..tokens {
+                self.y.row_mut(t + first + c)[r..][..rows].copy_from_slice(&done[c * R..][..rows]);
+            }
         }
     }
 }
