@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 
-use crate::steps::{Result, Steps, cargo, root, run};
+use crate::steps::{Result, Steps, cargo, program, root, run};
 
 /// Schedules per format of weights, in `served_is_solo`.
 const SCHEDULES: &str = "5000";
@@ -20,7 +20,7 @@ pub(crate) fn all(steps: &mut Steps, requests: u64, disconnects: u64) -> Result 
     if !model.exists() {
         let init: [&OsStr; 5] =
             ["init".as_ref(), "--config".as_ref(), "demo".as_ref(), "--out".as_ref(), model.as_ref()];
-        steps.step("a model", || run(&zamba, &init, &[]))?;
+        steps.step("a model", || run(program(&zamba, &init, &[])))?;
     }
     let (requests, disconnects) = (requests.to_string(), disconnects.to_string());
     let loads: [&[&str]; 8] = [
@@ -38,7 +38,7 @@ pub(crate) fn all(steps: &mut Steps, requests: u64, disconnects: u64) -> Result 
         let all =
             ["--zamba".as_ref(), zamba.as_os_str(), "--model".as_ref(), model.as_os_str(), "--json".as_ref()];
         let all: Vec<&OsStr> = all.into_iter().chain(args.iter().map(OsStr::new)).collect();
-        steps.step(args[0], || run(&load, &all, &[]))?;
+        steps.step(args[0], || run(program(&load, &all, &[])))?;
     }
     Ok(())
 }

@@ -3,93 +3,75 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use crate::steps::{Result, Steps, cargo, root, run};
+use crate::steps::{Result, Steps, cargo, program, root, run};
 
 const REQUIREMENTS: &str = "tests/peers/requirements.txt";
 const GOLDEN: &str = "crates/zamba/tests/golden";
+/// What `golden.py` is asked for to compare with the committed files.
+const CHECK: [&str; 2] = ["--check", GOLDEN];
 
-/// Runs a script of tests/peers.
-fn run_python(python: &Path, script: &str, args: &[&OsStr]) -> Result {
+/// A script of tests/peers, to be run.
+fn script(python: &Path, script: &str, args: &[&OsStr]) -> Command {
     let script = root().join("tests/peers").join(script);
     let all: Vec<&OsStr> = std::iter::once(script.as_os_str()).chain(args.iter().copied()).collect();
     // No byte code beside the scripts, and no attempt to reach a model hub.
-    run(python, &all, &[("PYTHONDONTWRITEBYTECODE", "1"), ("HF_HUB_OFFLINE", "1")])
+    program(python, &all, &[("PYTHONDONTWRITEBYTECODE", "1"), ("HF_HUB_OFFLINE", "1")])
 }
 
 /// `cargo xtask peers`: the committed golden files are what `transformers` computes; the model agrees with larger models that
 /// are computed now; checkpoints go both ways without loss; benchmarks are scored as lm-evaluation-harness scores them; the
-/// server does what the clients of others and a browser expect of it.
+/// server does what the clients of others and a browser expect of it; duplicates are those of datasketch, token shards and
+/// blending those of Megatron-LM.
 pub(crate) fn parity(steps: &mut Steps, python: Option<PathBuf>, scale: u32) -> Result {
     let python = python_with_packages(steps, python)?;
-    compare(steps, &python)?;
-    let fresh = root().join("target/peers/golden");
-    let scale = scale.to_string();
-    steps.step("golden files of larger models", || {
-        run_python(
-            &python,
-            "golden.py",
-            &["--out".as_ref(), fresh.as_ref(), "--scale".as_ref(), scale.as_ref()],
-        )
-    })?;
-    let env = [("ZAMBA_GOLDENS", fresh.to_str().ok_or("the path of this repository is not UTF-8")?)];
-    // Chosen among all of the workspace, as are the programs below: a package by itself has other features of what it
+    // Chosen among all of the workspace, as are the tests below: a package by itself has other features of what it
     // depends on, and so another build of all of it. That of the tests serves here, kernels are optimised in it.
+    steps
+        .step("programs", || cargo(&["build", "--workspace", "--bin", "zamba", "--example", "peers"], &[]))?;
+    let (binary, example) = (root().join("target/debug/zamba"), root().join("target/debug/examples/peers"));
+    let zamba: [&OsStr; 2] = ["--zamba".as_ref(), binary.as_ref()];
+    let data: [&OsStr; 2] = ["--program".as_ref(), example.as_ref()];
+    let fresh = root().join("target/peers/golden");
+    let factor = scale.to_string();
+    let larger = ["--out".as_ref(), fresh.as_ref(), "--scale".as_ref(), factor.as_ref()];
+    let both_ways = [&zamba[..], &["--golden".as_ref(), GOLDEN.as_ref()]].concat();
+    // The long ones first, so that none is left over at the end.
+    steps.together(vec![
+        ("benchmarks as lm-evaluation-harness scores them", script(&python, "eval.py", &zamba)),
+        ("golden files of larger models", script(&python, "golden.py", &larger)),
+        ("committed golden files", script(&python, "golden.py", &CHECK.map(OsStr::new))),
+        ("lm-evaluation-harness against the server", script(&python, "serve_lm_eval.py", &zamba)),
+        ("schemathesis over the OpenAPI document", script(&python, "serve_schemathesis.py", &zamba)),
+        ("round trips", script(&python, "roundtrip.py", &both_ways)),
+        ("shards and blending against Megatron-LM", script(&python, "shards.py", &data)),
+        ("MinHash against datasketch", script(&python, "minhash.py", &data)),
+    ])?;
+    let env = [("ZAMBA_GOLDENS", fresh.to_str().ok_or("the path of this repository is not UTF-8")?)];
     steps.step("model and training steps against larger models", || {
         cargo(&["test", "--workspace", "--test", "golden", "--test", "golden_steps"], &env)
     })?;
-    steps
-        .step("programs", || cargo(&["build", "--workspace", "--bin", "zamba", "--example", "peers"], &[]))?;
-    let binary = root().join("target/debug/zamba");
-    steps.step("round trips", || {
-        run_python(
-            &python,
-            "roundtrip.py",
-            &["--zamba".as_ref(), binary.as_ref(), "--golden".as_ref(), GOLDEN.as_ref()],
-        )
-    })?;
-    steps.step("benchmarks as lm-evaluation-harness scores them", || {
-        run_python(&python, "eval.py", &["--zamba".as_ref(), binary.as_ref()])
-    })?;
-    serving(steps, &python, &binary)?;
-    data(steps, &python)
-}
-
-/// The server under the clients of others, and its page in a browser.
-fn serving(steps: &mut Steps, python: &Path, binary: &Path) -> Result {
-    let args: [&OsStr; 2] = ["--zamba".as_ref(), binary.as_ref()];
-    let scripts = [
+    // These look at the clock, so nothing runs beside them.
+    for (name, program) in [
         ("the client of OpenAI against the server", "serve_openai.py"),
         ("the client of Anthropic against the server", "serve_anthropic.py"),
-        ("lm-evaluation-harness against the server", "serve_lm_eval.py"),
-        ("schemathesis over the OpenAPI document", "serve_schemathesis.py"),
         ("the page in Chromium", "serve_page.py"),
-    ];
-    scripts.iter().try_for_each(|(name, script)| steps.step(name, || run_python(python, script, &args)))
-}
-
-/// Duplicates against datasketch; token shards and blending against Megatron-LM.
-fn data(steps: &mut Steps, python: &Path) -> Result {
-    let program = root().join("target/debug/examples/peers");
-    let args: [&OsStr; 2] = ["--program".as_ref(), program.as_ref()];
-    steps.step("MinHash against datasketch", || run_python(python, "minhash.py", &args))?;
-    steps.step("shards and blending against Megatron-LM", || run_python(python, "shards.py", &args))
+    ] {
+        steps.step(name, || run(script(&python, program, &zamba)))?;
+    }
+    Ok(())
 }
 
 /// `cargo xtask goldens`.
 pub(crate) fn goldens(steps: &mut Steps, python: Option<PathBuf>, replace: bool) -> Result {
     let python = python_with_packages(steps, python)?;
     if replace {
-        steps.step("golden files", || run_python(&python, "golden.py", &["--out".as_ref(), GOLDEN.as_ref()]))
+        let args = ["--out", GOLDEN].map(OsStr::new);
+        steps.step("golden files", || run(script(&python, "golden.py", &args)))
     } else {
-        compare(steps, &python)
+        steps.step("committed golden files", || run(script(&python, "golden.py", &CHECK.map(OsStr::new))))
     }
-}
-
-fn compare(steps: &mut Steps, python: &Path) -> Result {
-    steps.step("committed golden files", || {
-        run_python(python, "golden.py", &["--check".as_ref(), GOLDEN.as_ref()])
-    })
 }
 
 /// The given Python, or one in a virtual environment under `target` with the pinned packages.
@@ -106,7 +88,7 @@ fn python_with_packages(steps: &mut Steps, given: Option<PathBuf>) -> Result<Pat
         return Ok(python);
     }
     steps.step("python packages", || {
-        run("python3", &["-m".as_ref(), "venv".as_ref(), "--clear".as_ref(), venv.as_ref()], &[])?;
+        run(program("python3", &["-m".as_ref(), "venv".as_ref(), "--clear".as_ref(), venv.as_ref()], &[]))?;
         let install = [
             "-m",
             "pip",
@@ -117,7 +99,7 @@ fn python_with_packages(steps: &mut Steps, given: Option<PathBuf>) -> Result<Pat
             "-r",
             REQUIREMENTS,
         ];
-        run(&python, &install.map(OsStr::new), &[])?;
+        run(program(&python, &install.map(OsStr::new), &[]))?;
         fs::write(&mark, &wanted).map_err(|e| format!("{}: {e}", mark.display()))
     })?;
     Ok(python)
