@@ -1,4 +1,5 @@
-//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `nightly`, `tidy`.
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `miri`, `nightly`,
+//! `tidy`.
 //!
 //! A step prints its name when it starts and its time when it ends; the first one that fails ends the
 //! command with a line that says which, and with exit status 1.
@@ -9,11 +10,12 @@ mod record;
 mod steps;
 mod tidy;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use steps::{Steps, cargo};
+use steps::{Steps, cargo, program};
 
 /// Checks of the repository.
 #[derive(Parser)]
@@ -49,6 +51,9 @@ enum Command {
     Record(record::Args),
     /// The kernels' tests, with every case on every tier, under AddressSanitizer (about five minutes)
     Sanitize,
+    /// The kernels' tests under Miri, on the tiers whose instructions it knows, with the cases that are small enough (needs
+    /// `rustup component add miri rust-src --toolchain nightly`; about half an hour)
+    Miri,
     /// Random schedules of the engine and loads on a server, for hours if wanted
     Nightly {
         /// Requests of the soak
@@ -70,6 +75,7 @@ fn main() -> ExitCode {
         Command::Goldens { replace, python } => peers::goldens(&mut steps, python, replace),
         Command::Record(args) => record::run(&mut steps, &args),
         Command::Sanitize => sanitize(&mut steps),
+        Command::Miri => miri(&mut steps),
         Command::Nightly { requests, disconnects } => nightly::all(&mut steps, requests, disconnects),
         Command::Tidy => steps.step("tidy", tidy::check),
     };
@@ -110,4 +116,47 @@ fn sanitize(steps: &mut Steps) -> steps::Result {
         ("ASAN_OPTIONS", "detect_leaks=0"),
     ];
     steps.step("kernels under AddressSanitizer", || cargo(&args, &env))
+}
+
+/// Numbers that go into a case, at most, that Miri is given: it runs some thousand times as slowly as the machine.
+const MIRI_NUMBERS: usize = 3_000;
+
+/// What is undefined, and what threads do to each other, without tiles and AVX-512, which Miri does not know. Tiers are
+/// chosen by what the compiler is told.
+fn miri(steps: &mut Steps) -> steps::Result {
+    let all = zamba_kernels::cases::all();
+    // Miri does not know how `half` rounds to f16 where the processor can, so quantised weights are for the other tier.
+    let small = |quantised: bool| {
+        let chosen = |case: &zamba_kernels::cases::Case| {
+            case.numbers() <= MIRI_NUMBERS && (quantised || !case.name().starts_with("linear Q"))
+        };
+        let places: Vec<String> =
+            (0..all.len()).filter(|i| chosen(&all[*i])).map(|i| i.to_string()).collect();
+        println!("{} of {} cases", places.len(), all.len());
+        places.join(",")
+    };
+    let (scalar_cases, avx2_cases) = (small(true), small(false));
+    let tests = |folder: &str, features: &str, cases: &str, which: &[&str]| {
+        let cargo =
+            ["run", "nightly", "cargo", "miri", "test", "-p", "zamba-kernels", "--target-dir", folder];
+        let args: Vec<&OsStr> = cargo.iter().chain(which).map(OsStr::new).collect();
+        let env = [
+            ("RUSTFLAGS", features),
+            // Time and temporary files are the machine's, and a function like exp gives the same at every call.
+            ("MIRIFLAGS", "-Zmiri-disable-isolation -Zmiri-deterministic-floats"),
+            ("ZAMBA_CASES", cases),
+            ("PROPTEST_CASES", "4"),
+        ];
+        program("rustup", &args, &env)
+    };
+    let (scalar, avx2) = ("target/miri/scalar", "target/miri/avx2");
+    let features = "-Ctarget-feature=+avx2,+fma,+f16c";
+    let cases = ["--test", "cpu", "the_number_of_threads"];
+    let parts = ["--lib", "--", "--skip", "quant"];
+    steps.together(vec![
+        ("scalar, tests of the parts", tests(scalar, "", "", &["--lib"])),
+        ("avx2, tests of the parts", tests(avx2, features, "", &parts)),
+        ("scalar, small cases", tests(scalar, "", &scalar_cases, &cases)),
+        ("avx2, small cases", tests(avx2, features, &avx2_cases, &cases)),
+    ])
 }

@@ -161,6 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "millions of bytes")]
     fn memory_of_every_size_is_aligned_zeroed_and_writable() {
         for len in [0, 1, 63, 64, 4096, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE + 5000] {
             let mut mem = Mem::zeroed(len);
@@ -174,6 +175,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks for huge pages")]
     fn memory_to_be_read_takes_a_page_more_where_that_pays() {
         let huge = |len: usize| match Mem::zeroed_to_read(len).home {
             Home::Pages(map) => map.len() - HUGE,
@@ -199,6 +201,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "asks for more memory than there is")]
     fn pages_that_are_never_touched_cost_nothing() {
         // More than any machine has.
         let Some((map, at)) = pages(1 << 42, 1 << 42) else { return };
@@ -206,6 +209,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
     fn a_file_is_used_in_place_where_it_is_aligned() {
         let path = std::env::temp_dir().join(format!("zamba-mem-{}", std::process::id()));
         let mut file = File::create_new(&path).unwrap();
@@ -222,6 +226,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "maps a file")]
     #[should_panic(expected = "read-only")]
     fn a_file_is_not_written() {
         let map = FileMap::new(&File::open(std::env::current_exe().unwrap()).unwrap()).unwrap();

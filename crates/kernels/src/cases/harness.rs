@@ -10,6 +10,10 @@ impl<O: Op> Checks for O {
         self.name()
     }
 
+    fn numbers(&self) -> usize {
+        self.inputs(&mut Rng::new(&self.name())).iter().map(|input| input.values.len()).sum()
+    }
+
     fn has_gradient(&self) -> bool {
         self.has_backward()
     }

@@ -67,6 +67,11 @@ impl Case {
         self.op.check_gradient().map_err(|e| format!("{}: {e}", self.name()))
     }
 
+    /// How many numbers go in: a measure of how long the case takes, for tests that have no time for all.
+    pub fn numbers(&self) -> usize {
+        self.op.numbers()
+    }
+
     /// Bits of all results on `dev`, for tests that demand equality (thread counts, repeated runs).
     pub fn run_bits(&self, dev: &dyn Device) -> Vec<u32> {
         self.op.run_bits(dev)
@@ -93,6 +98,7 @@ pub fn all() -> Vec<Case> {
 /// What a [`Case`] can do; the form of [`Op`] that fits into a list.
 trait Checks: Send + Sync {
     fn title(&self) -> String;
+    fn numbers(&self) -> usize;
     fn has_gradient(&self) -> bool;
     fn check(&self, dev: &dyn Device) -> Result<(), String>;
     fn check_gradient(&self) -> Result<(), String>;

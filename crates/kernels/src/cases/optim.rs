@@ -80,6 +80,10 @@ impl Checks for SquaresCase {
         format!("sum_squares at={} len={}", self.at, self.len)
     }
 
+    fn numbers(&self) -> usize {
+        self.len
+    }
+
     fn has_gradient(&self) -> bool {
         false
     }

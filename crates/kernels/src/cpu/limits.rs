@@ -275,6 +275,7 @@ mod tests {
     use crate::Dtype;
 
     #[test]
+    #[cfg_attr(miri, ignore = "millions of operations")]
     fn every_unit_of_every_tier_counts_what_it_does() {
         for isa in Isa::available() {
             let cpu = Cpu::with(isa, 2);

@@ -321,6 +321,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn functions_stay_within_their_bounds() {
         for isa in Isa::available() {
             for (name, define, range, bounds) in functions() {
@@ -336,6 +337,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn the_normal_distribution_has_a_small_absolute_error() {
         for isa in Isa::available() {
             let xs = grid(-15.0, 15.0);

@@ -283,6 +283,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn the_error_is_what_it_says_and_less_than_that_of_plain_rounding() {
         let (rows, cols) = (48, 256);
         let w = weights(rows * cols);
@@ -300,6 +301,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn important_columns_err_less() {
         let cols = 256;
         let w = weights(64 * cols);
@@ -335,6 +337,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn the_number_of_threads_leaves_no_trace() {
         let w = weights(64 * 512);
         let run = |cpu: &Cpu| {
