@@ -145,7 +145,10 @@ def turns(args):
         theirs.go(1)
         if theirs.ended() and not theirs.said("lm-eval:"):
             sys.exit("lm-eval did not end well")
-    os.killpg(current.process.pid, signal.SIGKILL)
+    # Theirs has said all it has to say, and would wait at its stop for ever.
+    for turn in (current, theirs):
+        if not turn.ended():
+            os.killpg(turn.process.pid, signal.SIGKILL)
     if not rounds:
         sys.exit("none of our rounds ended: give fewer --items or more --limit")
     seconds = theirs.said("lm-eval:")[0] - theirs.said("begins")[0]

@@ -16,8 +16,14 @@ const CHECK: [&str; 2] = ["--check", GOLDEN];
 fn script(python: &Path, script: &str, args: &[&OsStr]) -> Command {
     let script = root().join("tests/peers").join(script);
     let all: Vec<&OsStr> = std::iter::once(script.as_os_str()).chain(args.iter().copied()).collect();
-    // No byte code beside the scripts, and no attempt to reach a model hub.
-    program(python, &all, &[("PYTHONDONTWRITEBYTECODE", "1"), ("HF_HUB_OFFLINE", "1")])
+    let env = [
+        // No byte code beside the scripts, and no attempt to reach a model hub.
+        ("PYTHONDONTWRITEBYTECODE", "1"),
+        ("HF_HUB_OFFLINE", "1"),
+        // The models are tiny, and threads of two programs that wait for one another by spinning hold each other up.
+        ("OMP_NUM_THREADS", "1"),
+    ];
+    program(python, &all, &env)
 }
 
 /// `cargo xtask peers`: the committed golden files are what `transformers` computes; the model agrees with larger models that

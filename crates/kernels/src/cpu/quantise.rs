@@ -320,6 +320,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "thousands of values")]
     fn zeros_tiny_and_huge_weights_give_bytes_that_a_file_may_hold() {
         for dtype in [Dtype::Q8, Dtype::Q4] {
             let mut w = vec![0.0; 16 * GROUP];
