@@ -54,8 +54,6 @@ pub(super) trait IntTier: Copy + Send + Sync + 'static {
     fn float(sum: Self::I) -> <Self::F as Tier>::V;
     /// Widens scales.
     fn scales(scales: &[f16; LANES]) -> <Self::F as Tier>::V;
-    /// Asks for the cache line that lies `ahead` bytes behind the first of `bytes`, which may be beyond its end.
-    fn prefetch<T>(bytes: &[T], ahead: usize);
 }
 
 impl IntTier for Scalar {
@@ -147,6 +145,4 @@ impl IntTier for Scalar {
         }
         Scalar::load(&y)
     }
-    #[inline(always)]
-    fn prefetch<T>(_: &[T], _: usize) {}
 }

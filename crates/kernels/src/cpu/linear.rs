@@ -17,6 +17,11 @@ const IN_BLOCK: usize = 1024;
 const TOKEN_BLOCK: usize = 96;
 /// Most rows of weights per chunk.
 const ROW_BLOCK: usize = 64;
+/// How far ahead the weights of a single token are asked for, in bytes, where rows are as long or longer: the processor's
+/// own fetching ends with every page of memory, and its window holds too few lines of each row.
+const AHEAD: usize = 768;
+/// Bytes of a cache line.
+const LINE: usize = 64;
 /// Tokens from which the weights of a tile are widened once for all of them.
 const MANY: usize = 32;
 /// Most rows of weights of a tile of many tokens.
@@ -298,28 +303,39 @@ impl<W: Weight> Forward<'_, W> {
             let full = rows - rows % R;
             for r in (0..full).step_by(R) {
                 for t in (0..tiled).step_by(C) {
-                    self.tile::<S, R, C>(r, t, pass);
+                    self.tile::<S, R, C, false>(r, t, pass);
                 }
             }
             for r in full..rows {
                 for t in (0..tiled).step_by(C) {
-                    self.tile::<S, 1, C>(r, t, pass);
+                    self.tile::<S, 1, C, false>(r, t, pass);
                 }
             }
         }
         for t in tiled..tokens {
             let full = rows - rows % L;
+            let far = pass.len * size_of::<W>() >= AHEAD;
             for r in (0..full).step_by(L) {
-                self.tile::<S, L, 1>(r, t, pass);
+                if far {
+                    self.tile::<S, L, 1, true>(r, t, pass);
+                } else {
+                    self.tile::<S, L, 1, false>(r, t, pass);
+                }
             }
             for r in full..rows {
-                self.tile::<S, 1, 1>(r, t, pass);
+                self.tile::<S, 1, 1, false>(r, t, pass);
             }
         }
     }
 
+    /// Rows from `r` by tokens from `t`; if the weights are `FAR`, they are asked for ahead, line by line.
     #[inline(always)]
-    fn tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, pass: Pass) {
+    fn tile<S: Tier, const R: usize, const C: usize, const FAR: bool>(
+        &mut self,
+        r: usize,
+        t: usize,
+        pass: Pass,
+    ) {
         const { assert!(R * C <= LANES) }
         let (from, len) = (pass.from, pass.len);
         let full = len / LANES;
@@ -346,7 +362,20 @@ impl<W: Weight> Forward<'_, W> {
                 }
             }
         }
-        for k in 0..full {
+        let line = LINE / size_of::<[W; LANES]>();
+        let lines = if FAR { full / line } else { 0 };
+        for k in (0..lines * line).step_by(line) {
+            for j in 0..R {
+                S::fetch(&w[j][k], AHEAD);
+                for k in k..k + line {
+                    let weight = W::of(&w[j][k]);
+                    for c in 0..C {
+                        sum[c][j] = weight.fma(V::of(&x[c][k]), sum[c][j]);
+                    }
+                }
+            }
+        }
+        for k in lines * line..full {
             let mut xs = [V::zero(); C];
             for c in 0..C {
                 xs[c] = V::of(&x[c][k]);

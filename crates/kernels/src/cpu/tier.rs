@@ -81,6 +81,8 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     fn fma1(a: f32, b: f32, c: f32) -> f32;
     /// Asks for the cache line of `x` ahead of its use, where the tier can.
     fn prefetch(x: &f32);
+    /// Asks the first-level cache for the line that lies `ahead` bytes behind the first of `x`, which may be beyond its end.
+    fn fetch<T>(x: &[T], ahead: usize);
 }
 
 /// The tier of any machine.
@@ -220,6 +222,8 @@ impl Tier for Scalar {
     }
     #[inline(always)]
     fn prefetch(_x: &f32) {}
+    #[inline(always)]
+    fn fetch<T>(_: &[T], _: usize) {}
 }
 
 /// Asks for the beginning of each memory page of a row that comes next. The processor sees the rest of the

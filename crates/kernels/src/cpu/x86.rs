@@ -238,6 +238,10 @@ impl Tier for Avx2 {
     fn prefetch(x: &f32) {
         prefetch(x);
     }
+    #[inline(always)]
+    fn fetch<T>(x: &[T], ahead: usize) {
+        fetch(x, ahead);
+    }
 }
 
 /// Into the second level: the first is small, and working memory fills it.
@@ -245,6 +249,12 @@ impl Tier for Avx2 {
 fn prefetch(x: &f32) {
     // SAFETY: any x86-64 has the instruction, and it reads nothing that the program could see.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
+}
+
+#[inline(always)]
+fn fetch<T>(x: &[T], ahead: usize) {
+    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, wherever it points.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(ahead)) }
 }
 
 /// The even (0x88) or odd (0xdd) elements.
@@ -501,6 +511,10 @@ impl Tier for Avx512 {
     #[inline(always)]
     fn prefetch(x: &f32) {
         prefetch(x);
+    }
+    #[inline(always)]
+    fn fetch<T>(x: &[T], ahead: usize) {
+        fetch(x, ahead);
     }
 }
 

@@ -176,10 +176,6 @@ impl IntTier for Avx2 {
             )
         }
     }
-    #[inline(always)]
-    fn prefetch<T>(bytes: &[T], ahead: usize) {
-        prefetch(bytes, ahead);
-    }
 }
 
 /// The factor from activations to integers, and the scale back, for the largest magnitude in bits.
@@ -193,12 +189,6 @@ fn factors(bits: i32) -> (f32, f32) {
     } else {
         (127.0 / largest, largest / 127.0)
     }
-}
-
-#[inline(always)]
-fn prefetch<T>(bytes: &[T], ahead: usize) {
-    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, wherever it points.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().cast::<i8>().wrapping_add(ahead)) }
 }
 
 /// The operations that the two 512-bit tiers share.
@@ -289,10 +279,6 @@ macro_rules! wide {
         fn scales(scales: &[f16; LANES]) -> __m512 {
             // SAFETY: see the module text; 32 bytes are read from 16 scales.
             unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(scales.as_ptr().cast())) }
-        }
-        #[inline(always)]
-        fn prefetch<T>(bytes: &[T], ahead: usize) {
-            prefetch(bytes, ahead);
         }
     };
 }
