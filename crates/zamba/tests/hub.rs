@@ -516,13 +516,15 @@ fn offline_uses_what_is_there_and_asks_nobody() {
 fn a_hub_that_is_gone_is_replaced_by_the_cache() {
     let mut setting = Setting::plain();
     let listening = setting.options.endpoint.clone();
-    // A port that was just free, and where nobody listens.
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    setting.options.endpoint = format!("http://{free}");
+    // The near end of a connection: its port is taken, so no other test can come to listen there, and nobody does.
+    let far = TcpListener::bind("127.0.0.1:0").unwrap();
+    let near = TcpStream::connect(far.local_addr().unwrap()).unwrap();
+    let deaf = near.local_addr().unwrap();
+    setting.options.endpoint = format!("http://{deaf}");
     assert!(matches!(setting.resolve(), Err(HubError::Connection { .. })));
     setting.options.endpoint = listening;
     let folder = setting.resolve().unwrap();
-    setting.options.endpoint = format!("http://{free}");
+    setting.options.endpoint = format!("http://{deaf}");
     let mut told = false;
     let found = resolve("owner/name", &setting.options, &mut |event| {
         told |= matches!(event, Progress::Cached { .. });
