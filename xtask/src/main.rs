@@ -51,8 +51,8 @@ enum Command {
     Record(record::Args),
     /// The kernels' tests, with every case on every tier, under AddressSanitizer (about five minutes)
     Sanitize,
-    /// The kernels' tests under Miri, on the tiers whose instructions it knows, with the cases that are small enough (needs
-    /// `rustup component add miri rust-src --toolchain nightly`)
+    /// The kernels' tests under Miri, on the tiers whose instructions it knows, with the cases that are small enough (some
+    /// 20 minutes; needs `rustup component add miri rust-src --toolchain nightly`)
     Miri,
     /// Random schedules of the engine and loads on a server, for hours if wanted
     Nightly {
