@@ -105,6 +105,8 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(65, 65, 65, true),
             // Long sums over inputs, and over tokens for dw.
             plain(3, 19, 1100, false),
+            // One token and rows of several lines, with a vector and a part of one behind the last whole line.
+            plain(1, 19, 1111, true),
             plain(300, 9, 20, true),
             // Beyond the block sizes of the fast device.
             plain(5, 700, 40, true),

@@ -366,7 +366,7 @@ impl<W: Weight> Forward<'_, W> {
         let lines = if FAR { full / line } else { 0 };
         for k in (0..lines * line).step_by(line) {
             for j in 0..R {
-                S::fetch(&w[j][k], AHEAD);
+                S::prefetch_l1(&w[j][k], AHEAD);
                 for k in k..k + line {
                     let weight = W::of(&w[j][k]);
                     for c in 0..C {

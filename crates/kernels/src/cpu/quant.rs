@@ -227,7 +227,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
     #[inline(always)]
     fn scale<S: IntTier>(&self, block: usize, g: usize) -> V<S::F> {
         let scales = &self.scales[(block * self.groups + g) * LANES..];
-        S::F::fetch(scales, AHEAD_SCALES);
+        S::F::prefetch_l1(scales, AHEAD_SCALES);
         V::wrap(S::scales(scales.first_chunk().expect("16 scales")))
     }
 
@@ -314,7 +314,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
         if Q4 {
             let w: &[_; LINES / 4] = w.first_chunk().expect("8 parts");
             for j in 0..LINES / 4 {
-                S::F::fetch(&w[j], ahead);
+                S::F::prefetch_l1(&w[j], ahead);
                 let (low, high) = S::lines4(&w[j]);
                 for c in 0..T {
                     even[c] = S::dot4(even[c], low, x[c][2 * j]);
@@ -324,8 +324,8 @@ impl<const Q4: bool> Forward<'_, Q4> {
         } else {
             let w: &[_; LINES / 2] = w.first_chunk().expect("16 lines");
             for j in 0..LINES / 4 {
-                S::F::fetch(&w[2 * j], ahead);
-                S::F::fetch(&w[2 * j + 1], ahead);
+                S::F::prefetch_l1(&w[2 * j], ahead);
+                S::F::prefetch_l1(&w[2 * j + 1], ahead);
                 let (low, high) = (S::line8(&w[2 * j]), S::line8(&w[2 * j + 1]));
                 for c in 0..T {
                     even[c] = S::dot8(even[c], low, x[c][2 * j]);
@@ -376,11 +376,11 @@ impl<const Q4: bool> Forward<'_, Q4> {
         for j in 0..black_box(LINES / 2) {
             let k = 2 * j % LINES;
             let (low, high) = if Q4 {
-                S::F::fetch(&w[k / 2], ahead);
+                S::F::prefetch_l1(&w[k / 2], ahead);
                 S::lines4(&w[k / 2])
             } else {
-                S::F::fetch(&w[k], ahead);
-                S::F::fetch(&w[k + 1], ahead);
+                S::F::prefetch_l1(&w[k], ahead);
+                S::F::prefetch_l1(&w[k + 1], ahead);
                 (S::line8(&w[k]), S::line8(&w[k + 1]))
             };
             for c in 0..T {
@@ -469,7 +469,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
             for l in 0..LINES {
                 if Q4 {
                     if l % 2 == 0 && t == 0 {
-                        S::F::fetch(&raw[l / 2], PASS * Self::BYTES);
+                        S::F::prefetch_l1(&raw[l / 2], PASS * Self::BYTES);
                     }
                     let line = S::line4(&lines[l]);
                     for c in 0..T {
@@ -477,7 +477,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
                     }
                 } else {
                     if t == 0 {
-                        S::F::fetch(&lines[l], AHEAD);
+                        S::F::prefetch_l1(&lines[l], AHEAD);
                     }
                     let line = S::line8(&lines[l]);
                     for c in 0..T {

@@ -79,10 +79,11 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
 
     /// [`Tier::fma`] of single numbers, for loops that the compiler vectorises.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
-    /// Asks for the cache line of `x` ahead of its use, where the tier can.
-    fn prefetch(x: &f32);
-    /// Asks the first-level cache for the line that lies `ahead` bytes behind the first of `x`, which may be beyond its end.
-    fn fetch<T>(x: &[T], ahead: usize);
+    /// Asks for the cache line of `x` ahead of its use, where the tier can: into the second level, for the first is small, and
+    /// working memory fills it.
+    fn prefetch_l2(x: &f32);
+    /// The same into the first level, for the line `ahead` bytes behind the first of `x`, which may be beyond its end.
+    fn prefetch_l1<T>(x: &[T], ahead: usize);
 }
 
 /// The tier of any machine.
@@ -221,9 +222,9 @@ impl Tier for Scalar {
         a * b + c
     }
     #[inline(always)]
-    fn prefetch(_x: &f32) {}
+    fn prefetch_l2(_: &f32) {}
     #[inline(always)]
-    fn fetch<T>(_: &[T], _: usize) {}
+    fn prefetch_l1<T>(_: &[T], _: usize) {}
 }
 
 /// Asks for the beginning of each memory page of a row that comes next. The processor sees the rest of the
@@ -235,7 +236,7 @@ pub(super) fn prefetch_row<S: Tier>(row: &[f32]) {
     while at < row.len() {
         for line in 0..3 {
             if let Some(x) = row.get(at + line * LANES) {
-                S::prefetch(x);
+                S::prefetch_l2(x);
             }
         }
         at += PAGE - (row.as_ptr().addr() / size_of::<f32>() + at) % PAGE;

@@ -285,19 +285,19 @@ impl Chunk<'_> {
         let lines: &mut [u8] = bytemuck::cast_slice_mut(&mut self.panel[block % BLOCKS]);
         let lines = lines.as_chunks_mut::<LINE>().0;
         if ASK {
-            S::F::fetch(&self.scales[(block * self.groups + from) * ROWS..], AHEAD_SCALES);
+            S::F::prefetch_l1(&self.scales[(block * self.groups + from) * ROWS..], AHEAD_SCALES);
         }
         if self.dtype == Dtype::Q8 {
             for (part, line) in parts.iter().zip(lines) {
                 if ASK {
-                    S::F::fetch(part, ahead);
+                    S::F::prefetch_l1(part, ahead);
                 }
                 S::signed8(part, line);
             }
         } else {
             for (part, [low, high]) in parts.iter().zip(lines.as_chunks_mut::<2>().0) {
                 if ASK {
-                    S::F::fetch(part, ahead);
+                    S::F::prefetch_l1(part, ahead);
                 }
                 S::signed4(part, low, high);
             }
@@ -326,7 +326,7 @@ impl Chunk<'_> {
         for block in first..first + 2 {
             let at = (block * self.groups + group) * bytes / LINE;
             for line in at + pair.start * size / tiles..at + pair.end * size / tiles {
-                S::F::fetch(lines, line * LINE);
+                S::F::prefetch_l1(lines, line * LINE);
             }
         }
     }
@@ -339,7 +339,7 @@ impl Chunk<'_> {
             let lines = q.as_flattened().as_flattened();
             let share = lines.len() * 2 / BLOCKS;
             for line in &lines[block % BLOCKS / 2 * share..][..share] {
-                S::F::fetch(line, 0);
+                S::F::prefetch_l1(line, 0);
             }
         }
     }

@@ -235,24 +235,23 @@ impl Tier for Avx2 {
         a.mul_add(b, c)
     }
     #[inline(always)]
-    fn prefetch(x: &f32) {
-        prefetch(x);
+    fn prefetch_l2(x: &f32) {
+        prefetch_l2(x);
     }
     #[inline(always)]
-    fn fetch<T>(x: &[T], ahead: usize) {
-        fetch(x, ahead);
+    fn prefetch_l1<T>(x: &[T], ahead: usize) {
+        prefetch_l1(x, ahead);
     }
 }
 
-/// Into the second level: the first is small, and working memory fills it.
 #[inline(always)]
-fn prefetch(x: &f32) {
+fn prefetch_l2(x: &f32) {
     // SAFETY: any x86-64 has the instruction, and it reads nothing that the program could see.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
 }
 
 #[inline(always)]
-fn fetch<T>(x: &[T], ahead: usize) {
+fn prefetch_l1<T>(x: &[T], ahead: usize) {
     // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, wherever it points.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast::<i8>().wrapping_add(ahead)) }
 }
@@ -509,12 +508,12 @@ impl Tier for Avx512 {
         a.mul_add(b, c)
     }
     #[inline(always)]
-    fn prefetch(x: &f32) {
-        prefetch(x);
+    fn prefetch_l2(x: &f32) {
+        prefetch_l2(x);
     }
     #[inline(always)]
-    fn fetch<T>(x: &[T], ahead: usize) {
-        fetch(x, ahead);
+    fn prefetch_l1<T>(x: &[T], ahead: usize) {
+        prefetch_l1(x, ahead);
     }
 }
 
