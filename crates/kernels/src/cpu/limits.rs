@@ -109,7 +109,7 @@ impl Cpu {
         let amx = self.isa.amx().expect("this tier has no such unit");
         // Numbers of either sign with all bits in use, as those of a model have.
         let number = |i: u32| half::bf16::from_f32((i.wrapping_mul(2_654_435_761) >> 8) as f32 * 1e-7 - 0.8);
-        let x: Vec<_> = (0..(4 * amx::SIDE * amx::STEP) as u32).map(number).collect();
+        let x: Vec<_> = (0..(2 * amx::SIDE * amx::STEP) as u32).map(number).collect();
         self.on_all_threads(|| amx::Tiles::new(amx, amx::SIDE).spin_bf16(&x, rounds))
     }
 

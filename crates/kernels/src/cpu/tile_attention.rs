@@ -138,11 +138,11 @@ impl Op for Forward<'_> {
     }
 }
 
-/// Four lines in each of `steps` steps, of which `before` have passed since the first element of `x`.
+/// Four lines in each of `steps` steps with two tiles of B, of which `before` have passed since the first element of `x`.
 fn four_lines(x: &[bf16], before: usize, steps: usize) -> Ahead {
     const LINE: usize = STEP;
     let at = |lines: usize| x.as_ptr().wrapping_add((4 * before + lines) * LINE);
-    Ahead { rows: [at(2 * steps), at(3 * steps)], run: at(0) }
+    Ahead([at(0), at(2 * steps)])
 }
 
 impl Forward<'_> {

@@ -209,47 +209,40 @@ impl Product<'_> {
         let ahead = self.ahead(c, p, from, steps);
         let block = Panel { a, b, count: columns, steps, first: from == 0 };
         if last {
-            block.complete(tiles, sums, ahead, |done, n, pair| {
-                finish(amx, c, done, p * PANEL, n * SIDE, pair);
-            });
+            block.complete(tiles, sums, ahead, |done, n| finish(amx, c, done, p * PANEL, n * SIDE));
         } else {
             block.add(tiles, sums, ahead);
         }
     }
 
-    /// What to fetch while panel `p` of `c` meets tiles of B from a tile on: a part of the next panel, or of the first one
+    /// What to fetch while panel `p` of `c` meets a tile of B: a part of both tiles of the next panel, or of the first one
     /// of the next block.
     fn ahead(&self, c: &Tile<f32>, p: usize, from: usize, steps: usize) -> impl Fn(usize) -> Ahead + use<> {
-        let (panels, pairs) = (c.rows.div_ceil(PANEL), c.width.div_ceil(2 * SIDE));
+        let panels = c.rows.div_ceil(PANEL);
         let (p, from) = if p + 1 < panels { (p + 1, from) } else { (0, from + DEPTH) };
         let at = (c.row + p * PANEL) / SIDE * self.a.tile + from * self.a.step;
-        // One tile of 16 rows, and the two halves of the other one.
         let one = self.a.x.as_ptr().wrapping_add(at);
         let other = one.wrapping_add(self.a.tile);
-        move |n| {
-            let at = n / 2 * steps * STEP;
-            let rows = [other.wrapping_add(at), other.wrapping_add(pairs * steps * STEP + at)];
-            Ahead { rows, run: one.wrapping_add(2 * at) }
-        }
+        move |n| Ahead([one, other].map(|tile| tile.wrapping_add(n * steps * STEP)))
     }
 }
 
-/// Asks for what two tiles side by side, those from `column` on or the first of the next panel, are added to.
+/// Asks for what the tiles at `column`, or the first ones of the next panel, are added to.
 fn ask(c: &Tile<f32>, row: usize, column: usize) {
     let (row, column) = if column < c.width { (row, column) } else { (row + PANEL, 0) };
     for r in row..(row + PANEL).min(c.rows) {
         let next = &c.row(r)[column..];
-        prefetch(&next[..next.len().min(2 * SIDE)]);
+        prefetch(&next[..next.len().min(SIDE)]);
     }
 }
 
-/// Adds a panel's tiles, `count` side by side, to rows from `row` and columns from `column` of `c`.
-fn finish(amx: Amx, c: &mut Tile<f32>, sums: &[f32], row: usize, column: usize, count: usize) {
-    ask(c, row, column + 2 * SIDE);
-    for (j, sums) in sums.as_chunks::<{ SIDE * SIDE }>().0.iter().enumerate().take(2 * count) {
-        let (row, column) = (row + j / count * SIDE, column + j % count * SIDE);
-        let (rows, columns) =
-            (c.rows.saturating_sub(row).min(SIDE), c.width.saturating_sub(column).min(SIDE));
+/// Adds a panel's two tiles to rows from `row` and columns from `column` of `c`.
+fn finish(amx: Amx, c: &mut Tile<f32>, sums: &[[f32; SIDE * SIDE]; 2], row: usize, column: usize) {
+    ask(c, row, column + SIDE);
+    let columns = c.width.saturating_sub(column).min(SIDE);
+    for (half, sums) in sums.iter().enumerate() {
+        let row = row + half * SIDE;
+        let rows = c.rows.saturating_sub(row).min(SIDE);
         if rows == SIDE && columns == SIDE {
             amx.add_rows(&mut c.rows_mut(row, column), sums);
             continue;

@@ -96,7 +96,7 @@ impl Chunk<'_> {
     /// At most 16 tokens: one pass over the weights.
     fn few(mut self, amx: Amx) {
         let tiles = Configured::new(amx, self.columns);
-        let b = B { x: self.packed, tile: 0 };
+        let b = self.packed;
         let mut c = [0.0; PANEL * SIDE];
         let full = self.y.width - self.y.width % PANEL;
         // Steps that lie whole in the rows, and where the last columns, too few for one, are copied to.
@@ -104,15 +104,15 @@ impl Chunk<'_> {
         let mut last = [bf16::ZERO; PANEL * STEP];
         for r in (0..full).step_by(PANEL) {
             let w = &self.w[r * self.i..];
-            let ahead = Ahead::nothing(self.packed);
+            let ahead = Ahead::nothing(b);
             if whole > 0 {
-                tiles.product_bf16::<2, 1>(&mut c, A::rows(w, self.i, STEP), b, whole, true, ahead);
+                tiles.product_bf16(&mut c, A::rows(w, self.i, STEP), b, whole, true, ahead);
             }
             if tail > 0 {
                 let x = Block { x: &w[whole * STEP..], stride: self.i, rows: PANEL, cols: tail };
                 amx.pack_plain(&mut last, x);
-                let b = B { x: &self.packed[whole * STEP * self.columns..], tile: 0 };
-                tiles.product_bf16::<2, 1>(&mut c, A::rows(&last, STEP, STEP), b, 1, whole == 0, ahead);
+                let b = &b[whole * STEP * self.columns..];
+                tiles.product_bf16(&mut c, A::rows(&last, STEP, STEP), b, 1, whole == 0, ahead);
             }
             self.finish_few(&c, r, PANEL);
         }
@@ -124,7 +124,7 @@ impl Chunk<'_> {
                     let rows = PANEL.min(self.y.width - r);
                     self.copy_panel(amx, panel, r, rows);
                     let a = A::rows(panel, width, STEP);
-                    tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, true, Ahead::nothing(self.packed));
+                    tiles.product_bf16(&mut c, a, b, self.steps, true, Ahead::nothing(b));
                     self.finish_few(&c, r, rows);
                 }
             });
@@ -193,36 +193,27 @@ impl Chunk<'_> {
         if block.from + block.steps < self.steps {
             panel.add(tiles, sums, ahead);
         } else {
-            panel.complete(tiles, sums, ahead, |done, n, pair| {
-                self.finish_many(amx, done, r, rows, n, pair);
-            });
+            panel.complete(tiles, sums, ahead, |done, n| self.finish_many(amx, done, r, rows, n));
         }
     }
 
-    /// What to fetch while the panel from row `r` meets tokens from a tile on: a part of the next panel's rows, and of
-    /// the tokens' next block of `in`.
+    /// What to fetch while the panel from row `r` meets a tile of tokens: a row of the next panel, and a part of the
+    /// tokens' next block of `in`.
     fn ahead(&self, r: usize, block: Depth) -> impl Fn(usize) -> Ahead + use<> {
         let (i, whole) = (self.i, self.steps * STEP * SIDE);
         let rows = self.w.as_ptr().wrapping_add((r + PANEL) * i + block.from * STEP);
         let tokens = self.packed.as_ptr().wrapping_add((block.from + block.depth) * SIDE * STEP);
         move |n| {
-            let turn = (r / PANEL * block.token_tiles.div_ceil(2) + n / 2) * 2 * block.steps * STEP;
+            let turn = (r / PANEL * block.token_tiles + n) * block.steps * STEP;
             let size = block.depth * SIDE * STEP;
-            let row = rows.wrapping_add(n * i);
-            Ahead {
-                rows: [row, row.wrapping_add(i)],
-                run: tokens.wrapping_add(turn / size * whole + turn % size),
-            }
+            Ahead([rows.wrapping_add(n * i), tokens.wrapping_add(turn / size * whole + turn % size)])
         }
     }
 
-    /// Writes the outputs of `rows` rows of weights from `r` for `count` tiles of tokens from tile `n`.
-    fn finish_many(&mut self, amx: Amx, c: &[f32], r: usize, rows: usize, n: usize, count: usize) {
-        for (j, c) in c.as_chunks::<{ SIDE * SIDE }>().0.iter().enumerate().take(2 * count) {
-            let (half, n) = (j / count * SIDE, n + j % count);
-            if half < rows {
-                self.finish_tile(amx, c, r + half, SIDE.min(rows - half), n * SIDE);
-            }
+    /// Writes the outputs of `rows` rows of weights from `r` for tile `n` of tokens.
+    fn finish_many(&mut self, amx: Amx, c: &[[f32; SIDE * SIDE]; 2], r: usize, rows: usize, n: usize) {
+        for (half, c) in (0..rows).step_by(SIDE).zip(c) {
+            self.finish_tile(amx, c, r + half, SIDE.min(rows - half), n * SIDE);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Products on tiles whose sum is cut into blocks: a panel of A and a block of the sum stay near while all of B goes by.
 //!
-//! Unfinished sums are kept as tiles, those of two tiles of B together, so that every element is summed step by step in
-//! order, whatever is cut where.
+//! Unfinished sums are kept as tiles, those of a tile of B together, so that every element is summed step by step in order,
+//! whatever is cut where.
 
 use super::amx::{A, Ahead, B, SIDE, Start, Tiles};
 
@@ -32,45 +32,24 @@ impl Panel<'_> {
 
     /// Adds the block to unfinished sums; `ahead` says what to fetch while tile `n` of B is met.
     pub(super) fn add(&self, tiles: &Tiles, sums: &mut [f32], ahead: impl Fn(usize) -> Ahead) {
-        let whole = self.count / 2 * 2;
-        let (pairs, single) = sums.split_at_mut(Self::sums(whole));
-        tiles.sums_bf16(pairs, self.a, self.b, self.steps, self.first, |n| ahead(2 * n));
-        if whole < self.count {
-            tiles.product_bf16::<2, 1>(
-                single,
-                self.a,
-                self.b_from(whole),
-                self.steps,
-                self.first,
-                ahead(whole),
-            );
-        }
+        tiles.sums_bf16(sums, self.a, self.b, self.steps, self.first, ahead);
     }
 
     /// Adds the last block to `sums`, which may be empty if it is the first as well, and hands the results over:
-    /// `done` is called with tiles of C, the number of the first tile of B that they belong to, and how many of B they
-    /// are for, two or at the end one.
+    /// `done` is called with the two tiles of C for each tile of B, and its number.
     pub(super) fn complete(
         &self,
         tiles: &Tiles,
         sums: &[f32],
         ahead: impl Fn(usize) -> Ahead,
-        mut done: impl FnMut(&[f32], usize, usize),
+        mut done: impl FnMut(&[[f32; SIDE * SIDE]; 2], usize),
     ) {
-        let mut c = [0.0; PANEL * 2 * SIDE];
-        for n in (0..self.count).step_by(2) {
-            let pair = (self.count - n).min(2);
-            let (a, b, ahead) = (self.a, self.b_from(n), ahead(n));
+        let mut c = [[0.0; SIDE * SIDE]; 2];
+        for n in 0..self.count {
+            let b = &self.b.x[n * self.b.tile..];
             let start = if self.first { Start::Zero } else { Start::From(&sums[Self::sums(n)..]) };
-            match pair {
-                2 => tiles.product_bf16::<2, 2>(&mut c, a, b, self.steps, start, ahead),
-                _ => tiles.product_bf16::<2, 1>(&mut c, a, b, self.steps, start, ahead),
-            }
-            done(&c, n, pair);
+            tiles.product_bf16(c.as_flattened_mut(), self.a, b, self.steps, start, ahead(n));
+            done(&c, n);
         }
-    }
-
-    fn b_from(&self, n: usize) -> B<'_> {
-        B { x: &self.b.x[n * self.b.tile..], ..self.b }
     }
 }

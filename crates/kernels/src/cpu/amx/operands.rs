@@ -64,18 +64,15 @@ pub(in crate::cpu) struct C<'a> {
     pub(in crate::cpu) b: usize,
 }
 
-/// What will be needed soon and is fetched into L2 meanwhile: in each step a line of each of two rows, and two
-/// lines of a run. Nothing is read, so any address will do.
+/// What will be needed soon and is fetched into L2 meanwhile: two runs of memory, some lines of each in every step. Nothing
+/// is read, so any address will do.
 #[derive(Clone, Copy)]
-pub(in crate::cpu) struct Ahead {
-    pub(in crate::cpu) rows: [*const bf16; 2],
-    pub(in crate::cpu) run: *const bf16,
-}
+pub(in crate::cpu) struct Ahead(pub(in crate::cpu) [*const bf16; 2]);
 
 impl Ahead {
     /// Nothing in particular: what lies behind `near`.
     pub(in crate::cpu) fn nothing(near: &[bf16]) -> Self {
-        Ahead { rows: [near.as_ptr(); 2], run: near.as_ptr() }
+        Ahead([near.as_ptr(); 2])
     }
 }
 
