@@ -237,6 +237,7 @@ impl Tiles {
             }
         }
     }
+
     /// As [`Tiles::product_bf16`] for `M` tiles of A and `N` of B, where tiles of B and C may lie apart. With two of B, two
     /// lines of each run of `ahead` are fetched per step.
     ///
@@ -267,7 +268,7 @@ impl Tiles {
 
     /// Multiplies tiles that lie in registers, `4 * rounds` times, and returns the number of floating-point
     /// operations, two per product: the most that bf16 tiles could do in the time of the call. The tiles are
-    /// filled from `x`: the unit is slower on numbers of many bits, which draw more power, than on zeros.
+    /// filled from `x`, because tiles of zeros that no load has made take no registers.
     ///
     /// # Panics
     /// If `x` has less than two tiles.
@@ -284,7 +285,7 @@ impl Tiles {
                 row = in(reg) LINE,
                 options(nostack, readonly),
             );
-            // Four registers in use: with all eight the limit would be halved by a neighbour on the core.
+            // Four tiles in use: with all eight the limit would be halved while a neighbour on the core uses its own.
             asm!(
                 "2:",
                 "tdpbf16ps tmm0, tmm4, tmm6",
