@@ -87,7 +87,7 @@ fn may_use_tiles() -> bool {
 /// The tiles of this thread, configured; released when dropped. Tiles 0 to 3 are C, 4 and 5 are A, 6 and
 /// 7 are B.
 ///
-/// The registers behind the tiles are few, and two threads that a core runs at once share them: the more of its tiles a
+/// The registers behind the tiles are few, and two threads that a core runs at once seem to share them: the more of its tiles a
 /// thread holds, the longer its next instruction waits for one. Loops therefore zero a tile of A or B after its last
 /// use, which gives its register back and costs nothing else.
 pub(super) struct Tiles {
