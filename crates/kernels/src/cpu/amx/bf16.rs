@@ -26,15 +26,17 @@ macro_rules! ask {
     };
     (2) => {
         concat!(
+            "prefetcht1 [{p0}]",
+            "\n",
             "prefetcht1 [{p0} + 64]",
+            "\n",
+            "prefetcht1 [{p1}]",
             "\n",
             "prefetcht1 [{p1} + 64]",
             "\n",
-            ask!(1),
+            "add {p0}, 128",
             "\n",
-            "add {p0}, 64",
-            "\n",
-            "add {p1}, 64"
+            "add {p1}, 128"
         )
     };
 }
