@@ -13,7 +13,8 @@ use crate::{Buf, Dtype, Linear, round_bf16};
 
 /// Elements of `in` per pass: the rows of weights of a tile stay in L1 while tokens go by.
 const IN_BLOCK: usize = 1024;
-/// Most tokens per chunk: with [`IN_BLOCK`] 384 KiB of input, and as much of unfinished sums, in L2.
+/// Most tokens per chunk: with [`IN_BLOCK`] 384 KiB of input, as much of unfinished sums, and the input of the next pass in
+/// L2.
 const TOKEN_BLOCK: usize = 96;
 /// Most rows of weights per chunk.
 const ROW_BLOCK: usize = 64;
@@ -165,6 +166,13 @@ struct Forward<'a, W> {
     passes: usize,
 }
 
+/// What to fetch during a tile: `bytes` more in every step along `in`.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const u8,
+    bytes: usize,
+}
+
 /// Columns `from ..+ len` of `in`.
 #[derive(Clone, Copy)]
 struct Pass {
@@ -223,12 +231,44 @@ impl<W: Weight> Forward<'_, W> {
             self.widen::<S, R>(r, pass);
             let tiled = tokens - tokens % C;
             for t in (0..tiled).step_by(C) {
-                self.panel_tile::<S, R, C>(r, t, pass);
+                let ahead = self.ahead::<R, C>(r, t, pass);
+                self.panel_tile::<S, R, C>(r, t, pass, ahead);
             }
             for t in tiled..tokens {
-                self.panel_tile::<S, R, 1>(r, t, pass);
+                self.panel_tile::<S, R, 1>(r, t, pass, self.nothing());
             }
         }
+    }
+
+    /// What to fetch while the rows from `r` meet the tokens from `t`: first the weights of the next panel, a row per tile, then
+    /// what the next pass wants of the tokens, of which each panel takes its share. Both come from beyond L2, and the first
+    /// to want them would wait.
+    #[inline(always)]
+    fn ahead<const R: usize, const C: usize>(&self, r: usize, t: usize, pass: Pass) -> Ahead {
+        let (tile, tiles) = (t / C, self.y.rows / C);
+        let (next, below) = (pass.from + pass.len, r + R);
+        let weights = |row: usize, from: usize| Ahead {
+            at: self.w.as_ptr().wrapping_add((row + tile) * self.i + from).cast(),
+            bytes: size_of::<[W; LANES]>(),
+        };
+        if tile < R && below < self.y.width {
+            return weights(below, pass.from);
+        }
+        if tile < R && !pass.last {
+            return weights(0, next);
+        }
+        let token = r / R * tiles.saturating_sub(R) + tile.saturating_sub(R);
+        if pass.last || token >= self.y.rows {
+            return self.nothing();
+        }
+        let at = self.x.as_ptr().wrapping_add(token * self.x_stride + next);
+        Ahead { at: at.cast(), bytes: size_of::<[f32; LANES]>() }
+    }
+
+    /// A line that is near already.
+    #[inline(always)]
+    fn nothing(&self) -> Ahead {
+        Ahead { at: self.panel.as_ptr().cast(), bytes: 0 }
     }
 
     /// Widens the weights of the rows from `r`; rows that do not exist are zeros.
@@ -238,16 +278,27 @@ impl<W: Weight> Forward<'_, W> {
         for j in 0..R {
             let exists = r + j < self.y.width;
             let row = if exists { &self.w[(r + j) * self.i + pass.from..][..pass.len] } else { &[] };
-            let mut parts = row.chunks(LANES);
-            for out in &mut panel[..pass.len.div_ceil(LANES)] {
-                W::load_part::<S>(parts.next().unwrap_or_default()).to(&mut out[j]);
+            let (whole, tail) = row.as_chunks();
+            let (vectors, rest) = panel[..pass.len.div_ceil(LANES)].split_at_mut(whole.len());
+            for (out, w) in vectors.iter_mut().zip(whole) {
+                W::of::<S>(w).to(&mut out[j]);
+            }
+            let mut tail = tail.chunks(LANES);
+            for out in rest {
+                W::load_part::<S>(tail.next().unwrap_or_default()).to(&mut out[j]);
             }
         }
     }
 
     /// Rows from `r` of the panel by tokens from `t`.
     #[inline(always)]
-    fn panel_tile<S: Tier, const R: usize, const C: usize>(&mut self, r: usize, t: usize, pass: Pass) {
+    fn panel_tile<S: Tier, const R: usize, const C: usize>(
+        &mut self,
+        r: usize,
+        t: usize,
+        pass: Pass,
+        mut ahead: Ahead,
+    ) {
         let full = pass.len / LANES;
         let mut x: [&[[f32; LANES]]; C] = [&[]; C];
         for c in 0..C {
@@ -264,6 +315,8 @@ impl<W: Weight> Forward<'_, W> {
             }
         }
         for (k, w) in panel[..full].iter().enumerate() {
+            S::prefetch_l2(ahead.at);
+            ahead.at = ahead.at.wrapping_add(ahead.bytes);
             let mut xs = [V::zero(); C];
             for c in 0..C {
                 xs[c] = V::of(&x[c][k]);

@@ -79,9 +79,9 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
 
     /// [`Tier::fma`] of single numbers, for loops that the compiler vectorises.
     fn fma1(a: f32, b: f32, c: f32) -> f32;
-    /// Asks for the cache line of `x` ahead of its use, where the tier can: into the second level, for the first is small, and
-    /// working memory fills it.
-    fn prefetch_l2(x: &f32);
+    /// Asks for the cache line of `at`, wherever that is, ahead of its use, where the tier can: into the second level, for the
+    /// first is small, and working memory fills it.
+    fn prefetch_l2<T>(at: *const T);
     /// The same into the first level, for the line `ahead` bytes behind the first of `x`, which may be beyond its end.
     fn prefetch_l1<T>(x: &[T], ahead: usize);
 }
@@ -222,7 +222,7 @@ impl Tier for Scalar {
         a * b + c
     }
     #[inline(always)]
-    fn prefetch_l2(_: &f32) {}
+    fn prefetch_l2<T>(_: *const T) {}
     #[inline(always)]
     fn prefetch_l1<T>(_: &[T], _: usize) {}
 }

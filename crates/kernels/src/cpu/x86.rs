@@ -235,8 +235,8 @@ impl Tier for Avx2 {
         a.mul_add(b, c)
     }
     #[inline(always)]
-    fn prefetch_l2(x: &f32) {
-        prefetch_l2(x);
+    fn prefetch_l2<T>(at: *const T) {
+        prefetch_l2(at);
     }
     #[inline(always)]
     fn prefetch_l1<T>(x: &[T], ahead: usize) {
@@ -245,9 +245,9 @@ impl Tier for Avx2 {
 }
 
 #[inline(always)]
-fn prefetch_l2(x: &f32) {
-    // SAFETY: any x86-64 has the instruction, and it reads nothing that the program could see.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(x).cast()) }
+fn prefetch_l2<T>(at: *const T) {
+    // SAFETY: SSE is part of x86-64, and a prefetch reads nothing, wherever it points.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(at.cast()) }
 }
 
 #[inline(always)]
@@ -508,8 +508,8 @@ impl Tier for Avx512 {
         a.mul_add(b, c)
     }
     #[inline(always)]
-    fn prefetch_l2(x: &f32) {
-        prefetch_l2(x);
+    fn prefetch_l2<T>(at: *const T) {
+        prefetch_l2(at);
     }
     #[inline(always)]
     fn prefetch_l1<T>(x: &[T], ahead: usize) {
