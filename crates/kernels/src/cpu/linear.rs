@@ -106,8 +106,13 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
         |_, y: Tile<f32>| {
             let first = y.group * a.o + y.start;
             let at = y.row * input.stride + input.at + y.group * input.group;
-            let sums = if passes == 1 { 0 } else { y.rows * (y.width + PANEL_ROWS) * LANES };
-            let (panel, tails) = if y.rows < MANY { (0, 0) } else { (PANEL_ROWS * IN_BLOCK, y.rows * LANES) };
+            let many = y.rows >= MANY;
+            let sums = match (passes, many) {
+                (1, false) => 0,
+                (1, true) => y.rows * PANEL_ROWS * LANES,
+                _ => y.rows * (y.width + PANEL_ROWS) * LANES,
+            };
+            let (panel, tails) = if many { (PANEL_ROWS * IN_BLOCK, y.rows * LANES) } else { (0, 0) };
             scratch::floats(sums + panel + tails, |memory| {
                 let [sums, panel, tails] = scratch::parts(memory, [sums, panel, tails]);
                 cpu.isa.run(Forward {
@@ -150,7 +155,7 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
 /// One chunk of outputs.
 struct Forward<'a, W> {
     y: Tile<'a, f32>,
-    /// Unfinished sums when there are several passes: `[tokens, rows]`, of many tokens `[panels, tokens, R]`.
+    /// Unfinished sums: of many tokens `[panels, tokens, R]`, of few, when there are several passes, `[tokens, rows]`.
     sums: &'a mut [[f32; LANES]],
     /// The weights of a tile of many tokens, `[k, R]`.
     panel: &'a mut [[f32; LANES]],
@@ -193,11 +198,12 @@ impl<W: Weight> Op for Forward<'_, W> {
             let from = self.i.min(pass * block);
             let len = block.min(self.i - from);
             let pass = Pass { from, len, first: pass == 0, last: pass + 1 == self.passes };
-            // A tile's sums and what they are made of fill the registers: 32 vectors of 16 lanes, or 8 of two registers each.
+            // A tile's sums and what they are made of fill the registers: 32 of 16 lanes, or 16 of 8, of which vectors of few tokens
+            // take two each.
             match (S::WIDE, self.y.rows >= MANY) {
                 (true, true) => self.many::<S, 8, 3>(pass),
                 (true, false) => self.few::<S, 4, 4, 8>(pass),
-                (false, true) => self.many::<S, 3, 2>(pass),
+                (false, true) => self.many::<S, 4, 3>(pass),
                 (false, false) => self.few::<S, 3, 2, 6>(pass),
             }
         }
@@ -290,61 +296,78 @@ impl<W: Weight> Forward<'_, W> {
         }
     }
 
-    /// Rows from `r` of the panel by tokens from `t`.
+    /// Rows from `r` of the panel by tokens from `t`, a register's lanes after the other's: so fewer numbers are loaded per product
+    /// than if sums of all lanes had to share the registers.
     #[inline(always)]
     fn panel_tile<S: Tier, const R: usize, const C: usize>(
         &mut self,
         r: usize,
         t: usize,
         pass: Pass,
-        mut ahead: Ahead,
+        ahead: Ahead,
     ) {
         let full = pass.len / LANES;
         let mut x: [&[[f32; LANES]]; C] = [&[]; C];
         for c in 0..C {
             x[c] = &self.x[(t + c) * self.x_stride + pass.from..][..pass.len].as_chunks().0[..full];
         }
-        let (panel, sums) = (self.panel.as_chunks::<R>().0, self.sums.as_chunks_mut::<R>().0);
-        let at = r / R * self.y.rows + t;
-        let mut sum = [[V::<S>::zero(); R]; C];
-        if !pass.first {
+        let panel = self.panel.as_chunks::<R>().0;
+        // In a single pass the panels share their place.
+        let at = if self.passes == 1 { t } else { r / R * self.y.rows + t };
+        let sums = &mut self.sums.as_chunks_mut::<R>().0[at..][..C];
+        let mut done = [[V::<S>::zero(); R]; C];
+        for p in 0..S::PARTS {
+            let mut sum = [[S::part(&[0.0; LANES], p); R]; C];
+            if !pass.first {
+                for c in 0..C {
+                    for j in 0..R {
+                        sum[c][j] = S::part(&sums[c][j], p);
+                    }
+                }
+            }
+            let mut ahead = ahead;
+            for (k, w) in panel[..full].iter().enumerate() {
+                S::prefetch_l2(ahead.at);
+                ahead.at = ahead.at.wrapping_add(ahead.bytes);
+                let mut xs = [S::part(&[0.0; LANES], p); C];
+                for c in 0..C {
+                    xs[c] = S::part(&x[c][k], p);
+                }
+                for j in 0..R {
+                    let weight = S::part(&w[j], p);
+                    for c in 0..C {
+                        sum[c][j] = S::fma_part(weight, xs[c], sum[c][j]);
+                    }
+                }
+            }
+            if !pass.len.is_multiple_of(LANES) {
+                for j in 0..R {
+                    let weight = S::part(&panel[full][j], p);
+                    for c in 0..C {
+                        sum[c][j] = S::fma_part(weight, S::part(&self.tails[t + c], p), sum[c][j]);
+                    }
+                }
+            }
             for c in 0..C {
                 for j in 0..R {
-                    sum[c][j] = V::of(&sums[at + c][j]);
+                    match S::whole(sum[c][j]) {
+                        Some(whole) if pass.last => done[c][j] = V::wrap(whole),
+                        _ => S::store_part(sum[c][j], &mut sums[c][j], p),
+                    }
                 }
             }
         }
-        for (k, w) in panel[..full].iter().enumerate() {
-            S::prefetch_l2(ahead.at);
-            ahead.at = ahead.at.wrapping_add(ahead.bytes);
-            let mut xs = [V::zero(); C];
-            for c in 0..C {
-                xs[c] = V::of(&x[c][k]);
-            }
-            for j in 0..R {
-                let weight = V::of(&w[j]);
-                for c in 0..C {
-                    sum[c][j] = weight.fma(xs[c], sum[c][j]);
-                }
-            }
+        if !pass.last {
+            return;
         }
-        if !pass.len.is_multiple_of(LANES) {
-            for j in 0..R {
-                let weight = V::of(&panel[full][j]);
-                for c in 0..C {
-                    sum[c][j] = weight.fma(V::of(&self.tails[t + c]), sum[c][j]);
-                }
-            }
-        }
-        if pass.last {
-            self.finish(r, t, &sum);
-        } else {
+        if S::PARTS > 1 {
             for c in 0..C {
                 for j in 0..R {
-                    sum[c][j].to(&mut sums[at + c][j]);
+                    done[c][j] = V::of(&sums[c][j]);
                 }
             }
         }
+        self.finish(r, t, &done);
     }
 
     /// One pass in tiles of `R` rows and `C` tokens; rows of single tokens come `L` at a time.

@@ -33,6 +33,18 @@ pub(super) trait Tier: Copy + Send + Sync + 'static {
     type V: Copy;
     /// Whether there are 32 registers of 16 lanes, which decides the shapes of register tiles.
     const WIDE: bool;
+    /// The lanes of one register.
+    type Part: Copy;
+    /// How many of them make up a vector.
+    const PARTS: usize;
+
+    /// Part `p` of sixteen floats.
+    fn part(x: &[f32; LANES], p: usize) -> Self::Part;
+    fn store_part(v: Self::Part, y: &mut [f32; LANES], p: usize);
+    /// [`Tier::fma`] of parts.
+    fn fma_part(a: Self::Part, b: Self::Part, c: Self::Part) -> Self::Part;
+    /// The vector of which `v` is the only part.
+    fn whole(v: Self::Part) -> Option<Self::V>;
 
     fn splat(x: f32) -> Self::V;
     fn load(x: &[f32; LANES]) -> Self::V;
@@ -109,6 +121,25 @@ impl Array {
 impl Tier for Scalar {
     type V = Array;
     const WIDE: bool = false;
+    type Part = Array;
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn part(x: &[f32; LANES], _: usize) -> Array {
+        Self::load(x)
+    }
+    #[inline(always)]
+    fn store_part(v: Array, y: &mut [f32; LANES], _: usize) {
+        Self::store(v, y);
+    }
+    #[inline(always)]
+    fn fma_part(a: Array, b: Array, c: Array) -> Array {
+        Self::fma(a, b, c)
+    }
+    #[inline(always)]
+    fn whole(v: Array) -> Option<Array> {
+        Some(v)
+    }
 
     #[inline(always)]
     fn splat(x: f32) -> Array {

@@ -40,6 +40,30 @@ macro_rules! halves {
 impl Tier for Avx2 {
     type V = Pair;
     const WIDE: bool = false;
+    type Part = __m256;
+    const PARTS: usize = 2;
+
+    #[inline(always)]
+    fn part(x: &[f32; LANES], p: usize) -> __m256 {
+        let x = &x.as_chunks::<8>().0[p];
+        // SAFETY: see the module text; the read is the chunk.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_part(v: __m256, y: &mut [f32; LANES], p: usize) {
+        let y = &mut y.as_chunks_mut::<8>().0[p];
+        // SAFETY: see the module text; the write is the chunk.
+        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn fma_part(a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: see the module text.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn whole(_: __m256) -> Option<Pair> {
+        None
+    }
 
     #[inline(always)]
     fn splat(x: f32) -> Pair {
@@ -333,6 +357,25 @@ fn transposed_8(rows: [__m256; 8]) -> [__m256; 8] {
 impl Tier for Avx512 {
     type V = __m512;
     const WIDE: bool = true;
+    type Part = __m512;
+    const PARTS: usize = 1;
+
+    #[inline(always)]
+    fn part(x: &[f32; LANES], _: usize) -> __m512 {
+        Self::load(x)
+    }
+    #[inline(always)]
+    fn store_part(v: __m512, y: &mut [f32; LANES], _: usize) {
+        Self::store(v, y);
+    }
+    #[inline(always)]
+    fn fma_part(a: __m512, b: __m512, c: __m512) -> __m512 {
+        Self::fma(a, b, c)
+    }
+    #[inline(always)]
+    fn whole(v: __m512) -> Option<__m512> {
+        Some(v)
+    }
 
     #[inline(always)]
     fn splat(x: f32) -> __m512 {
