@@ -306,48 +306,12 @@ impl<W: Weight> Forward<'_, W> {
         pass: Pass,
         ahead: Ahead,
     ) {
-        let full = pass.len / LANES;
-        let mut x: [&[[f32; LANES]]; C] = [&[]; C];
-        for c in 0..C {
-            x[c] = &self.x[(t + c) * self.x_stride + pass.from..][..pass.len].as_chunks().0[..full];
-        }
-        let panel = self.panel.as_chunks::<R>().0;
         // In a single pass the panels share their place.
         let at = if self.passes == 1 { t } else { r / R * self.y.rows + t };
-        let sums = &mut self.sums.as_chunks_mut::<R>().0[at..][..C];
         let mut done = [[V::<S>::zero(); R]; C];
         for p in 0..S::PARTS {
-            let mut sum = [[S::part(&[0.0; LANES], p); R]; C];
-            if !pass.first {
-                for c in 0..C {
-                    for j in 0..R {
-                        sum[c][j] = S::part(&sums[c][j], p);
-                    }
-                }
-            }
-            let mut ahead = ahead;
-            for (k, w) in panel[..full].iter().enumerate() {
-                S::prefetch_l2(ahead.at);
-                ahead.at = ahead.at.wrapping_add(ahead.bytes);
-                let mut xs = [S::part(&[0.0; LANES], p); C];
-                for c in 0..C {
-                    xs[c] = S::part(&x[c][k], p);
-                }
-                for j in 0..R {
-                    let weight = S::part(&w[j], p);
-                    for c in 0..C {
-                        sum[c][j] = S::fma_part(weight, xs[c], sum[c][j]);
-                    }
-                }
-            }
-            if !pass.len.is_multiple_of(LANES) {
-                for j in 0..R {
-                    let weight = S::part(&panel[full][j], p);
-                    for c in 0..C {
-                        sum[c][j] = S::fma_part(weight, S::part(&self.tails[t + c], p), sum[c][j]);
-                    }
-                }
-            }
+            let sum = self.part_tile::<S, R, C>(at, t, p, pass, ahead);
+            let sums = &mut self.sums.as_chunks_mut::<R>().0[at..][..C];
             for c in 0..C {
                 for j in 0..R {
                     match S::whole(sum[c][j]) {
@@ -361,6 +325,7 @@ impl<W: Weight> Forward<'_, W> {
             return;
         }
         if S::PARTS > 1 {
+            let sums = &self.sums.as_chunks::<R>().0[at..][..C];
             for c in 0..C {
                 for j in 0..R {
                     done[c][j] = V::of(&sums[c][j]);
@@ -368,6 +333,55 @@ impl<W: Weight> Forward<'_, W> {
             }
         }
         self.finish(r, t, &done);
+    }
+
+    /// Part `p` of the sums of the panel's rows by tokens from `t`, which go on from those at `at`.
+    #[inline(always)]
+    fn part_tile<S: Tier, const R: usize, const C: usize>(
+        &self,
+        at: usize,
+        t: usize,
+        p: usize,
+        pass: Pass,
+        mut ahead: Ahead,
+    ) -> [[S::Part; R]; C] {
+        let full = pass.len / LANES;
+        let panel = self.panel.as_chunks::<R>().0;
+        let sums = &self.sums.as_chunks::<R>().0[at..][..C];
+        let zero = S::part(&[0.0; LANES], p);
+        let mut x: [&[[f32; LANES]]; C] = [&[]; C];
+        let mut sum = [[zero; R]; C];
+        for c in 0..C {
+            x[c] = &self.x[(t + c) * self.x_stride + pass.from..][..pass.len].as_chunks().0[..full];
+            if !pass.first {
+                for j in 0..R {
+                    sum[c][j] = S::part(&sums[c][j], p);
+                }
+            }
+        }
+        for (k, w) in panel[..full].iter().enumerate() {
+            S::prefetch_l2(ahead.at);
+            ahead.at = ahead.at.wrapping_add(ahead.bytes);
+            let mut xs = [zero; C];
+            for c in 0..C {
+                xs[c] = S::part(&x[c][k], p);
+            }
+            for j in 0..R {
+                let weight = S::part(&w[j], p);
+                for c in 0..C {
+                    sum[c][j] = S::fma_part(weight, xs[c], sum[c][j]);
+                }
+            }
+        }
+        if !pass.len.is_multiple_of(LANES) {
+            for j in 0..R {
+                let weight = S::part(&panel[full][j], p);
+                for c in 0..C {
+                    sum[c][j] = S::fma_part(weight, S::part(&self.tails[t + c], p), sum[c][j]);
+                }
+            }
+        }
+        sum
     }
 
     /// One pass in tiles of `R` rows and `C` tokens; rows of single tokens come `L` at a time.
