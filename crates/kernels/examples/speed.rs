@@ -42,7 +42,8 @@ fn linear(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize, backward: bool)
     let x = random(dev, Dtype::F32, t * i, 1.0);
     let w = Mat::new(o, i, random(dev, dtype, o * i, 0.1));
     let mut y = dev.alloc(Dtype::F32, t * o);
-    let map = Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w: &w, bias: None };
+    let map =
+        Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w: &w, w_at: 0, bias: None };
     let flops = (2 * t * i * o) as f64;
     let forward = time(|| dev.linear(&mut y, map));
     print!("linear {dtype:?} t={t} {i}->{o}: forward {:.1} GFLOP/s", flops / forward / 1e9);
@@ -113,7 +114,19 @@ fn quantised(dev: &Cpu, dtype: Dtype, t: usize, i: usize, o: usize) {
         for w in &w {
             dev.linear(
                 &mut y,
-                Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w, bias: None },
+                Linear {
+                    t,
+                    groups: 1,
+                    o,
+                    i,
+                    x: &x,
+                    x_stride: i,
+                    x_group: 0,
+                    x_at: 0,
+                    w,
+                    w_at: 0,
+                    bias: None,
+                },
             );
         }
     });

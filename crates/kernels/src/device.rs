@@ -50,8 +50,9 @@ pub enum Act {
 /// A linear map applied to `groups` column blocks of `x`.
 ///
 /// Group `g` multiplies columns `x_at + g * x_group ..+ i` of each row of `x` (rows are `x_stride`
-/// apart) by rows `g * o ..+ o` of `w`, giving columns `g * o ..+ o` of `y`. A plain linear layer has
-/// one group, `x_at = 0` and `x_stride = i`; Mamba's per-head projections have one group per head.
+/// apart) by columns `w_at ..+ i` of rows `g * o ..+ o` of `w`, giving columns `g * o ..+ o` of `y`. A plain
+/// linear layer has one group, `x_at = w_at = 0` and `x_stride = i`; Mamba's per-head projections have one group
+/// per head, and a part of the columns of `w` is a part of each output's sum.
 ///
 /// With bf16 weights every operand of a product is first rounded to bf16 ([`crate::round_bf16`]) and
 /// sums are kept in f32; with f32 weights nothing is rounded. With quantised weights the input is quantised
@@ -74,10 +75,27 @@ pub struct Linear<'a> {
     pub x_group: usize,
     /// First column of the first group's input.
     pub x_at: usize,
-    /// Weights, `[groups * o, i]`.
+    /// Weights, `[groups * o, _]`.
     pub w: &'a Mat,
+    /// First column of the weights.
+    pub w_at: usize,
     /// Bias, `[groups * o]`.
     pub bias: Option<&'a Buf>,
+}
+
+/// Rows scaled by a weight per column and a factor per row: `y[t, c] = w[w_at + c] * s[t] * x[t, c]`.
+#[derive(Clone, Copy)]
+pub struct Scaled<'a> {
+    /// Columns.
+    pub d: usize,
+    /// Rows, `[t, d]`.
+    pub x_td: &'a Buf,
+    /// Weights.
+    pub w: &'a Buf,
+    /// First weight.
+    pub w_at: usize,
+    /// Factors; 1 if there are none.
+    pub s_t: Option<&'a Buf>,
 }
 
 /// Causal depthwise convolution with activation over the even columns of `xz`.
@@ -362,11 +380,32 @@ pub trait Device: Send + Sync {
     /// `y += x`
     fn accumulate(&self, y: &mut Buf, x: &Buf);
 
-    /// Row `t` of `y` is `[a_t, b_t]`; `a` is `[t, ca]`, `b` is `[t, cb]`.
-    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize);
+    /// `s_t = 1 / sqrt(mean(u^2) + eps)` of each row `u = [a_t, b_t]`, which are of equal width.
+    fn pair_rstd(&self, s_t: &mut Buf, a_td: &Buf, b_td: &Buf, eps: f32);
 
-    /// Writes the two column blocks of `dy` to `da` and `db`.
-    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize);
+    /// Gradient of either array of [`Device::pair_rstd`], `x`.
+    fn pair_rstd_bwd(&self, dx_td: &mut Buf, ds_t: &Buf, s_t: &Buf, x_td: &Buf);
+
+    /// `y [t, d]`
+    fn scale(&self, y_td: &mut Buf, a: Scaled);
+
+    /// Gradients of [`Device::scale`]; `dw_at` is where the parameter starts of which `w` is a part. `ds_t` is given where there
+    /// are factors.
+    fn scale_bwd(
+        &self,
+        dx_td: &mut Buf,
+        ds_t: Option<&mut Buf>,
+        dw_flat: &mut Buf,
+        dw_at: usize,
+        dy_td: &Buf,
+        a: Scaled,
+    );
+
+    /// `y[t, c] += s[t] * x[t, c]`
+    fn add_scaled(&self, y: &mut Buf, s_t: &Buf, x: &Buf);
+
+    /// Gradients of `s` and `x` of [`Device::add_scaled`].
+    fn add_scaled_bwd(&self, ds_t: &mut Buf, dx: &mut Buf, dy: &Buf, s_t: &Buf, x: &Buf);
 
     /// Rows `rows` of `x` (`[_, d]`) one below the other.
     fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize);

@@ -82,6 +82,7 @@ impl Step {
             x_group: E / H,
             x_at: 0,
             w: x_proj,
+            w_at: 0,
             bias: None,
         };
         dev.linear(p, map);

@@ -50,7 +50,19 @@ fn bf16_weights_round_the_operands_of_products_alone() {
     for (dtype, operand) in [(Dtype::Bf16, rounded), (Dtype::F32, exact)] {
         let w = Mat::new(1, 1, buf(dtype, 2.0));
         let bias = Some(&bias);
-        let a = Linear { t: 1, groups: 1, o: 1, i: 1, x: &x, x_stride: 1, x_group: 0, x_at: 0, w: &w, bias };
+        let a = Linear {
+            t: 1,
+            groups: 1,
+            o: 1,
+            i: 1,
+            x: &x,
+            x_stride: 1,
+            x_group: 0,
+            x_at: 0,
+            w: &w,
+            w_at: 0,
+            bias,
+        };
         let (mut y, mut dx) = (dev.alloc(Dtype::F32, 1), dev.alloc(Dtype::F32, 1));
         let mut flat = dev.alloc(Dtype::F32, 2);
         dev.linear(&mut y, a);

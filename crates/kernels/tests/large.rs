@@ -1,7 +1,7 @@
 //! Outputs so large that they are written past the caches are those of many small calls, bit for bit.
 
 use zamba_kernels::cpu::{Cpu, Isa};
-use zamba_kernels::{Act, Buf, Conv, Device, Dtype, Linear, Mat, Scan, ScanAt, ScanGrads, Span};
+use zamba_kernels::{Act, Buf, Conv, Device, Dtype, Linear, Mat, Scaled, Scan, ScanAt, ScanGrads, Span};
 
 /// Rows of a small call, and how many of these a large one is.
 const PIECE: usize = 103;
@@ -88,15 +88,16 @@ const KERNELS: [Kernel; 11] = [
         r.dev.add(&mut y, &r.input(d, 1), &r.input(d, 2));
         vec![y]
     }),
-    ("concat", |r, d| {
-        let mut y = r.output(2 * d);
-        r.dev.concat(&mut y, &r.input(d - 7, 1), &r.input(d + 7, 2), r.t);
+    ("scale", |r, d| {
+        let mut y = r.output(d);
+        let (x_td, w, s) = (r.input(d, 1), numbers(r.dev, d, 2), r.input(1, 3));
+        r.dev.scale(&mut y, Scaled { d, x_td: &x_td, w: &w, w_at: 0, s_t: Some(&s) });
         vec![y]
     }),
-    ("concat_bwd", |r, d| {
-        let (mut da, mut db) = (r.output(d), r.output(d + 1));
-        r.dev.concat_bwd(&mut da, &mut db, &r.input(2 * d + 1, 1), r.t);
-        vec![da, db]
+    ("add_scaled", |r, d| {
+        let mut y = r.input(d, 1);
+        r.dev.add_scaled(&mut y, &r.input(1, 2), &r.input(d, 3));
+        vec![y]
     }),
     ("glu", |r, d| {
         let (mut y, mut dgate, mut dup) = (r.output(d), r.output(d), r.output(d));
@@ -125,6 +126,7 @@ const KERNELS: [Kernel; 11] = [
             x_group: 0,
             x_at: 0,
             w: &w,
+            w_at: 0,
             bias: None,
         };
         r.dev.linear(&mut y, Linear { bias: Some(&bias), ..a });

@@ -29,7 +29,7 @@ fn buf(dev: &dyn Device, values: &[f32]) -> Buf {
 }
 
 fn map<'a>(t: usize, o: usize, i: usize, x: &'a Buf, w: &'a Mat) -> Linear<'a> {
-    Linear { t, groups: 1, o, i, x, x_stride: i, x_group: 0, x_at: 0, w, bias: None }
+    Linear { t, groups: 1, o, i, x, x_stride: i, x_group: 0, x_at: 0, w, w_at: 0, bias: None }
 }
 
 fn product(dev: &dyn Device, w: &Mat, x: &[f32]) -> Vec<f32> {

@@ -98,6 +98,7 @@ fn linear() {
         x_group: 3,
         x_at: 1,
         w: &w,
+        w_at: 0,
         bias: Some(&bias),
     };
     DEV.linear(&mut y, map);

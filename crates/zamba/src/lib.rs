@@ -25,6 +25,6 @@ pub mod writer;
 
 pub use config::ZambaConfig;
 pub use ctx::{Batch, Ctx, Workspace};
-pub use model::Zamba;
+pub use model::{ARITHMETIC, Zamba};
 pub use session::Session;
 pub use state::State;

@@ -23,6 +23,10 @@ use crate::param::Param;
 use crate::pool::Var;
 use crate::spec::{TensorSpec, tensors};
 
+/// Counts the changes to the order or the rounding of the model's sums. Where this and a device's
+/// [`arithmetic`](Device::arithmetic) are the same, results are the same in bits: what is kept for later names both.
+pub const ARITHMETIC: u32 = 2;
+
 /// A Zamba model: its config and weights on a device.
 pub struct Zamba {
     /// What the model is.
@@ -101,14 +105,45 @@ impl Mamba {
     }
 }
 
+/// The untouched embedding as the shared block sees it beside the running stream.
+///
+/// Queries, keys and values are `W [h, x0] / rms([h, x0])`, `W` with the weights of the norm in it. As a sum over
+/// columns that is `(W_h h + W_x x0) / rms([h, x0])`, and `W_x x0` is the same wherever the block is used: it is
+/// computed once per token instead of once per use.
+#[derive(Clone)]
+struct Beside {
+    x: Var, // [t, d], times the weights of the norm
+    q: Var, // [t, h * p]
+    k: Var, // [t, kv * p]
+    v: Var, // [t, kv * p]
+}
+
+impl Beside {
+    /// From its four values in order.
+    fn of(values: &[Var]) -> Self {
+        let [x, q, k, v] = values else { unreachable!("four values") };
+        Beside { x: x.clone(), q: q.clone(), k: k.clone(), v: v.clone() }
+    }
+}
+
 impl Shared {
+    fn beside(&self, ctx: &mut Ctx, x0: &Var) -> Beside {
+        let d = x0.cols();
+        let x = ctx.scale(x0, &self.norm, d, None);
+        let [q, k, v] = [&self.q, &self.k, &self.v].map(|w| ctx.linear_part(&x, w, d, None));
+        Beside { x, q, k, v }
+    }
+
     /// Sees the running stream and the untouched embedding side by side.
-    fn forward(&self, ctx: &mut Ctx, h: &Var, x0: &Var, s: &Sizes, site: usize) -> Var {
-        let u = ctx.concat(h, x0);
-        let u = ctx.rmsnorm(&u, &self.norm, s.eps);
-        let q = ctx.linear(&u, &self.q, None);
-        let k = ctx.linear(&u, &self.k, None);
-        let v = ctx.linear(&u, &self.v, None);
+    fn forward(&self, ctx: &mut Ctx, h: &Var, x0: &Var, beside: &Beside, s: &Sizes, site: usize) -> Var {
+        let rstd = ctx.pair_rstd(h, x0, s.eps);
+        let u = ctx.scale(h, &self.norm, 0, Some(&rstd));
+        let [q, k, v] =
+            [(&self.q, &beside.q), (&self.k, &beside.k), (&self.v, &beside.v)].map(|(w, x_part)| {
+                ctx.note_columns(w, 0, &u, None);
+                ctx.note_columns(w, u.cols(), &beside.x, Some(&rstd));
+                ctx.linear_part(&u, w, 0, Some((&rstd, x_part)))
+            });
         let a = ctx.attention(&q, &k, &v, s.attention, site);
         let a = ctx.linear(&a, &self.o, None);
         let u = ctx.rmsnorm(&a, &self.ff_norm, s.eps);
@@ -120,11 +155,18 @@ impl Shared {
 }
 
 impl Layer {
-    fn forward(&self, ctx: &mut Ctx, h: &Var, x0: &Var, shared: Option<&Shared>, s: &Sizes) -> Var {
+    fn forward(
+        &self,
+        ctx: &mut Ctx,
+        h: &Var,
+        x0: &Var,
+        shared: Option<(&Shared, &Beside)>,
+        s: &Sizes,
+    ) -> Var {
         // The shared block's output enters the Mamba mixer and never the residual stream.
         let u = match (&self.hybrid, shared) {
-            (Some(hybrid), Some(shared)) => {
-                let a = shared.forward(ctx, h, x0, s, hybrid.site);
+            (Some(hybrid), Some((shared, beside))) => {
+                let a = shared.forward(ctx, h, x0, beside, s, hybrid.site);
                 let a = ctx.linear(&a, &hybrid.link, None);
                 ctx.add(h, &a)
             }
@@ -133,6 +175,26 @@ impl Layer {
         let u = ctx.rmsnorm(&u, &self.norm, s.eps);
         let y = self.mamba.forward(ctx, &u, s, self.index);
         ctx.add(h, &y)
+    }
+
+    /// [`Layer::forward`] of which the tape keeps the inputs alone.
+    fn recomputed(
+        &self,
+        ctx: &mut Ctx,
+        h: &Var,
+        x0: &Var,
+        shared: Option<(&Shared, &Beside)>,
+        s: Sizes,
+    ) -> Var {
+        let layer = self.clone();
+        let Some((shared, Beside { x, q, k, v })) = shared else {
+            return ctx.recompute(&[h, x0], move |ctx, v| layer.forward(ctx, &v[0], &v[1], None, &s));
+        };
+        let shared = shared.clone();
+        ctx.recompute(&[h, x0, x, q, k, v], move |ctx, v| {
+            let [h, x0, beside @ ..] = v else { unreachable!("as many as were given") };
+            layer.forward(ctx, h, x0, Some((&shared, &Beside::of(beside))), &s)
+        })
     }
 }
 
@@ -143,11 +205,11 @@ impl Zamba {
         let s = self.sizes();
         let x0 = ctx.embed(&self.embed);
         let mut h = x0.clone();
+        let beside = self.shared.as_ref().map(|shared| shared.beside(ctx, &x0));
         for layer in &self.layers {
-            let shared = self.shared.as_ref().filter(|_| layer.hybrid.is_some());
+            let shared = self.shared.as_ref().zip(beside.as_ref()).filter(|_| layer.hybrid.is_some());
             h = if ctx.recomputes_layers() {
-                let (layer, shared) = (layer.clone(), shared.cloned());
-                ctx.recompute(&[&h, &x0], move |ctx, v| layer.forward(ctx, &v[0], &v[1], shared.as_ref(), &s))
+                layer.recomputed(ctx, &h, &x0, shared, s)
             } else {
                 layer.forward(ctx, &h, &x0, shared, &s)
             };

@@ -14,6 +14,7 @@ use crate::pool::Var;
 pub struct Moments {
     of: BTreeMap<usize, Sums>,
     host: Vec<f32>,
+    factors: Vec<f32>,
 }
 
 #[derive(Debug)]
@@ -26,15 +27,23 @@ struct Sums {
 pub type SharedMoments = Rc<RefCell<Moments>>;
 
 impl Moments {
-    /// Adds the rows of `x`, an input of the linear map with weight `w`.
-    pub(crate) fn add(&mut self, dev: &dyn Device, w: &Param, x: &Var) {
-        let Moments { of, host } = self;
+    /// Adds the rows of `x`, which columns `at ..` of weight `w` meet, each times its factor if there are any. Tokens count where
+    /// the first column does.
+    pub(crate) fn add(&mut self, dev: &dyn Device, w: &Param, x: &Var, at: usize, factors: Option<&Var>) {
+        let Moments { of, host, factors: by } = self;
         host.resize(x.rows() * x.cols(), 0.0);
         dev.download(host, x.buf(), 0);
-        let sums = of.entry(w.id()).or_insert_with(|| Sums { tokens: 0, squares: vec![0.0; x.cols()] });
-        sums.tokens += x.rows() as u64;
-        for row in host.chunks_exact(x.cols()) {
-            for (sum, x) in sums.squares.iter_mut().zip(row) {
+        by.clear();
+        by.resize(x.rows(), 1.0);
+        if let Some(factors) = factors {
+            dev.download(by, factors.buf(), 0);
+        }
+        let empty = || Sums { tokens: 0, squares: vec![0.0; w.mat().cols()] };
+        let sums = of.entry(w.id()).or_insert_with(empty);
+        sums.tokens += if at == 0 { x.rows() as u64 } else { 0 };
+        for (row, by) in host.chunks_exact(x.cols()).zip(by) {
+            for (sum, x) in sums.squares[at..].iter_mut().zip(row) {
+                let x = x * *by;
                 *sum += f64::from(x * x);
             }
         }

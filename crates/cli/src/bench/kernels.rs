@@ -106,7 +106,8 @@ fn product(dev: &dyn Device, dtype: Dtype, repetitions: u32) -> anyhow::Result<f
     let x = buf(dev, Dtype::F32, &values(t * i, 1.0));
     let w = Mat::new(o, i, buf(dev, dtype, &values(o * i, 0.1)));
     let mut y = dev.alloc(Dtype::F32, t * o);
-    let map = Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w: &w, bias: None };
+    let map =
+        Linear { t, groups: 1, o, i, x: &x, x_stride: i, x_group: 0, x_at: 0, w: &w, w_at: 0, bias: None };
     let best = || (0..CALLS).map(|_| seconds(|| dev.linear(&mut y, map))).fold(f64::INFINITY, f64::min);
     let mut best = best;
     let times = repeat(repetitions, |_| Ok(best()))?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use zamba_kernels::{
     Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
-    Scan, ScanAt, ScanGrads,
+    Scaled, Scan, ScanAt, ScanGrads,
 };
 
 /// Calls that are counted together.
@@ -105,7 +105,7 @@ impl Work {
         Work {
             matrix: Some((a.i, a.o)),
             operations: 2 * t * a.o * a.i,
-            bytes: a.w.buf.bytes() + copies * 4 * weights + 4 * t * (a.o + a.i),
+            bytes: a.w.dtype().bytes(weights) + copies * 4 * weights + 4 * t * (a.o + a.i),
         }
     }
 
@@ -207,12 +207,39 @@ impl Device for Timed {
         self.time("accumulate", Work::of([y, y, x]), |d| d.accumulate(y, x));
     }
 
-    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
-        self.time("concat", Work::of([y, a, b]), |d| d.concat(y, a, b, t));
+    fn pair_rstd(&self, s_t: &mut Buf, a_td: &Buf, b_td: &Buf, eps: f32) {
+        self.time("pair_rstd", Work::of([s_t, a_td, b_td]), |d| d.pair_rstd(s_t, a_td, b_td, eps));
     }
 
-    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
-        self.time("concat_bwd", Work::of([da, db, dy]), |d| d.concat_bwd(da, db, dy, t));
+    fn pair_rstd_bwd(&self, dx_td: &mut Buf, ds_t: &Buf, s_t: &Buf, x_td: &Buf) {
+        let work = Work::of([dx_td, dx_td, ds_t, s_t, x_td]);
+        self.time("pair_rstd_bwd", work, |d| d.pair_rstd_bwd(dx_td, ds_t, s_t, x_td));
+    }
+
+    fn scale(&self, y_td: &mut Buf, a: Scaled) {
+        self.time("scale", Work::of([y_td, a.x_td]), |d| d.scale(y_td, a));
+    }
+
+    fn scale_bwd(
+        &self,
+        dx_td: &mut Buf,
+        ds_t: Option<&mut Buf>,
+        dw_flat: &mut Buf,
+        dw_at: usize,
+        dy_td: &Buf,
+        a: Scaled,
+    ) {
+        let work = Work::of([dx_td, dx_td, dy_td, dy_td, a.x_td, a.x_td]);
+        self.time("scale_bwd", work, |d| d.scale_bwd(dx_td, ds_t, dw_flat, dw_at, dy_td, a));
+    }
+
+    fn add_scaled(&self, y: &mut Buf, s_t: &Buf, x: &Buf) {
+        self.time("add_scaled", Work::of([y, y, s_t, x]), |d| d.add_scaled(y, s_t, x));
+    }
+
+    fn add_scaled_bwd(&self, ds_t: &mut Buf, dx: &mut Buf, dy: &Buf, s_t: &Buf, x: &Buf) {
+        let work = Work::of([dx, dx, dy, dy, s_t, x]);
+        self.time("add_scaled_bwd", work, |d| d.add_scaled_bwd(ds_t, dx, dy, s_t, x));
     }
 
     fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {
@@ -383,6 +410,7 @@ mod tests {
             x_group: 0,
             x_at: 0,
             w: &w,
+            w_at: 0,
             bias: None,
         };
         timed.linear(&mut y, a);

@@ -95,6 +95,7 @@ impl Layer {
             x_group: E / H,
             x_at: 0,
             w: &self.x_proj,
+            w_at: 0,
             bias: None,
         };
         dev.linear(&mut p, map);

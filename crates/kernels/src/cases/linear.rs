@@ -18,6 +18,9 @@ struct LinearCase {
     x_stride: usize,
     x_group: usize,
     x_at: usize,
+    /// First of the columns of the weights that are used, and how many there are.
+    w_at: usize,
+    cols: usize,
     bias: bool,
     dtype: Dtype,
 }
@@ -25,31 +28,35 @@ struct LinearCase {
 impl LinearCase {
     /// A plain layer: one group, dense rows.
     fn plain(dtype: Dtype, t: usize, o: usize, i: usize, bias: bool) -> Self {
-        LinearCase { t, groups: 1, o, i, x_stride: i, x_group: 0, x_at: 0, bias, dtype }
+        LinearCase { t, groups: 1, o, i, x_stride: i, x_group: 0, x_at: 0, w_at: 0, cols: i, bias, dtype }
     }
 
     fn args<'a>(&self, x: &'a Buf, w: &'a Mat, bias: Option<&'a Buf>) -> Linear<'a> {
-        let LinearCase { t, groups, o, i, x_stride, x_group, x_at, .. } = *self;
-        Linear { t, groups, o, i, x, x_stride, x_group, x_at, w, bias }
+        let LinearCase { t, groups, o, i, x_stride, x_group, x_at, w_at, .. } = *self;
+        Linear { t, groups, o, i, x, x_stride, x_group, x_at, w, w_at, bias }
     }
 
     /// Calls `f` with the sizes alone.
     fn sizes<T>(&self, f: impl FnOnce(&Linear) -> T) -> T {
-        let w = Mat::new(0, 0, Buf::host(self.dtype, 0));
+        let w = Mat::new(
+            self.groups * self.o,
+            self.cols,
+            Buf::host(self.dtype, self.groups * self.o * self.cols),
+        );
         f(&self.args(&Buf::host(Dtype::F32, 0), &w, None))
     }
 
     fn unpack(&self, x: Vec<Buf>) -> (Buf, Mat, Option<Buf>) {
         let mut x = x.into_iter();
         let (signal, w) = (x.next().expect("x"), x.next().expect("w"));
-        (signal, Mat::new(self.groups * self.o, self.i, w), x.next())
+        (signal, Mat::new(self.groups * self.o, self.cols, w), x.next())
     }
 }
 
 impl Op for LinearCase {
     fn name(&self) -> String {
-        let LinearCase { t, groups, o, i, x_stride, x_group, x_at, bias, dtype } = self;
-        let layout = format!("stride={x_stride} group={x_group} at={x_at}");
+        let LinearCase { t, groups, o, i, x_stride, x_group, x_at, w_at, cols, bias, dtype } = self;
+        let layout = format!("stride={x_stride} group={x_group} at={x_at} columns={w_at}/{cols}");
         format!("linear {dtype:?} t={t} groups={groups} o={o} i={i} {layout} bias={bias}")
     }
 
@@ -57,7 +64,7 @@ impl Op for LinearCase {
         let rows = self.groups * self.o;
         let mut inputs = vec![
             Input::signal(rng.normals(self.t * self.x_stride)),
-            Input::weight(self.dtype, rng.scaled(rows * self.i, 0.5)),
+            Input::weight(self.dtype, rng.scaled(rows * self.cols, 0.5)),
         ];
         if self.bias {
             inputs.push(Input::param(rng.normals(rows)));
@@ -114,19 +121,41 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
             plain(6, 20, 2100, false),
             plain(100, 19, 2083, true),
         ]);
+        // A part of the columns of the weights, at both ends of their rows and between.
+        let part = |t, o, w_at, i, cols, bias| LinearCase { w_at, cols, ..plain(t, o, i, bias) };
+        cases.extend([
+            part(1, 33, 0, 32, 64, true),
+            part(1, 33, 32, 32, 64, false),
+            part(3, 17, 7, 20, 41, false),
+            part(19, 48, 64, 96, 160, false),
+            part(66, 70, 5, 61, 66, true),
+            part(70, 40, 1056, 1056, 2112, false),
+            part(130, 150, 0, 300, 600, false),
+        ]);
         // One token of several heads, as in x_proj: each reads its own columns.
-        let heads =
-            LinearCase { t: 1, groups: 2, o: 21, i: 17, x_stride: 34, x_group: 17, ..plain(0, 0, 0, false) };
+        let heads = LinearCase { groups: 2, x_stride: 34, x_group: 17, ..plain(1, 21, 17, false) };
         // dt_proj: the first r of each r + 2n columns.
-        let dt = LinearCase { t: 7, groups: 2, o: 33, i: 5, x_stride: 30, x_group: 15, ..heads };
+        let dt = LinearCase { groups: 2, x_stride: 30, x_group: 15, ..plain(7, 33, 5, false) };
         cases.extend([
             heads,
             LinearCase { t: 37, ..heads },
             dt,
-            LinearCase { t: 1, groups: 3, i: 4, x_stride: 31, x_group: 9, x_at: 2, bias: true, ..dt },
-            LinearCase { t: 40, groups: 4, o: 16, i: 32, x_stride: 200, x_group: 48, x_at: 7, ..dt },
+            LinearCase {
+                t: 1,
+                groups: 3,
+                i: 4,
+                cols: 4,
+                x_stride: 31,
+                x_group: 9,
+                x_at: 2,
+                bias: true,
+                ..dt
+            },
+            LinearCase { groups: 4, x_stride: 200, x_group: 48, x_at: 7, ..plain(40, 16, 32, false) },
+            // The same, of weights with more columns.
+            LinearCase { groups: 4, x_stride: 200, x_group: 48, x_at: 7, ..part(40, 16, 3, 32, 37, false) },
             // Groups that share their columns: gradients of x meet.
-            LinearCase { t: 6, groups: 2, o: 8, i: 12, x_stride: 20, x_group: 4, x_at: 1, ..dt },
+            LinearCase { groups: 2, x_stride: 20, x_group: 4, x_at: 1, ..plain(6, 8, 12, false) },
         ]);
     }
     cases.into_iter().map(|c| Box::new(c) as Box<dyn Checks>).collect()

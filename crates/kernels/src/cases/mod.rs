@@ -27,6 +27,7 @@ mod optim;
 mod quant;
 mod rng;
 mod rows;
+mod scaled;
 mod scan;
 
 pub use cutting::check_cutting;
@@ -80,10 +81,11 @@ impl Case {
 
 /// All cases of all kernels.
 pub fn all() -> Vec<Case> {
-    let lists: [Vec<Box<dyn Checks>>; 10] = [
+    let lists: [Vec<Box<dyn Checks>>; 11] = [
         linear::cases(),
         quant::cases(),
         norm::cases(),
+        scaled::cases(),
         conv::cases(),
         scan::cases(),
         attention::cases(),

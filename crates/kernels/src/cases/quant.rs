@@ -32,6 +32,9 @@ struct QuantCase {
     x_stride: usize,
     x_group: usize,
     x_at: usize,
+    /// First of the columns of the weights that are used, and how many there are.
+    w_at: usize,
+    cols: usize,
     bias: bool,
     values: Values,
 }
@@ -39,12 +42,25 @@ struct QuantCase {
 impl QuantCase {
     fn plain(dtype: Dtype, t: usize, o: usize, i: usize, bias: bool) -> Self {
         let values = Values::Normal;
-        QuantCase { dtype, t, groups: 1, o, i, x_stride: i, x_group: 0, x_at: 0, bias, values }
+        QuantCase {
+            dtype,
+            t,
+            groups: 1,
+            o,
+            i,
+            x_stride: i,
+            x_group: 0,
+            x_at: 0,
+            w_at: 0,
+            cols: i,
+            bias,
+            values,
+        }
     }
 
     fn args<'a>(&self, x: &'a Buf, w: &'a Mat, bias: Option<&'a Buf>) -> Linear<'a> {
-        let &QuantCase { t, groups, o, i, x_stride, x_group, x_at, .. } = self;
-        Linear { t, groups, o, i, x, x_stride, x_group, x_at, w, bias }
+        let &QuantCase { t, groups, o, i, x_stride, x_group, x_at, w_at, .. } = self;
+        Linear { t, groups, o, i, x, x_stride, x_group, x_at, w, w_at, bias }
     }
 
     fn signal(&self, rng: &mut Rng) -> Vec<f32> {
@@ -65,7 +81,7 @@ impl QuantCase {
         let (least, most) = quant::range(self.dtype);
         let span = f32::from(most) - f32::from(least);
         let any = |z: f32| (f32::from(least) + (z.rem_euclid(1.0) * (span + 1.0)).floor()).min(most.into());
-        let len = self.groups * self.o * self.i;
+        let len = self.groups * self.o * self.cols;
         match self.values {
             Values::Largest => vec![most.into(); len],
             Values::Least => vec![least.into(); len],
@@ -84,8 +100,8 @@ fn matrix(dev: &dyn Device, dtype: Dtype, rows: usize, cols: usize, q: &[f32], s
 
 impl Op for QuantCase {
     fn name(&self) -> String {
-        let QuantCase { dtype, t, groups, o, i, x_stride, x_group, x_at, bias, values } = self;
-        let layout = format!("stride={x_stride} group={x_group} at={x_at}");
+        let QuantCase { dtype, t, groups, o, i, x_stride, x_group, x_at, w_at, cols, bias, values } = self;
+        let layout = format!("stride={x_stride} group={x_group} at={x_at} columns={w_at}/{cols}");
         format!("linear {dtype:?} t={t} groups={groups} o={o} i={i} {layout} bias={bias} {values:?}")
     }
 
@@ -93,7 +109,7 @@ impl Op for QuantCase {
         let rows = self.groups * self.o;
         // Scales are whole multiples of 2^-12, which f16 holds.
         let scale = |z: f32| (z.abs() * 256.0).floor() / 4096.0;
-        let scales = rng.normals(rows * self.i / GROUP).into_iter().map(scale).enumerate();
+        let scales = rng.normals(rows * self.cols / GROUP).into_iter().map(scale).enumerate();
         let some = |(j, scale)| if self.values == Values::Zeros && j % 5 == 0 { 0.0 } else { scale };
         let scales = scales.map(some).collect();
         let mut inputs = vec![self.signal(rng), self.integers(rng), scales];
@@ -106,13 +122,14 @@ impl Op for QuantCase {
     fn define<R: Real>(&self, x: &[Vec<R>]) -> Vec<Vec<R>> {
         let q = x[1].iter().map(|q| q.value() as i8).collect();
         let w = Quants { q, scales: x[2].iter().map(|s| s.value() as f32).collect() };
-        let (empty, mat) = (Buf::host(Dtype::F32, 0), Mat::new(0, 0, Buf::host(self.dtype, 0)));
+        let (rows, empty) = (self.groups * self.o, Buf::host(Dtype::F32, 0));
+        let mat = Mat::new(rows, self.cols, Buf::host(self.dtype, rows * self.cols));
         vec![quantised(&self.args(&empty, &mat, None), &x[0], &w, x.get(3).map(|b| &b[..]))]
     }
 
     fn run(&self, dev: &dyn Device, x: Vec<Buf>) -> Vec<Buf> {
         let (q, scales) = (download(dev, &x[1]), download(dev, &x[2]));
-        let w = matrix(dev, self.dtype, self.groups * self.o, self.i, &q, &scales);
+        let w = matrix(dev, self.dtype, self.groups * self.o, self.cols, &q, &scales);
         let mut y = rubbish(dev, self.t * self.groups * self.o);
         dev.linear(&mut y, self.args(&x[0], &w, x.get(3)));
         vec![y]
@@ -154,6 +171,12 @@ pub(super) fn cases() -> Vec<Box<dyn Checks>> {
         ]);
         // Few tokens, with more row blocks in a chunk than go side by side.
         cases.extend((2..=8).map(|t| plain(t, 656, 384, true)));
+        // A part of the columns of the weights, in whole groups and not.
+        let part = |t, o, w_at, i, cols| QuantCase { w_at, cols, ..plain(t, o, i, false) };
+        for t in [1, 2, 5, 8, 12, 17, 70] {
+            cases.extend([part(t, 80, 0, 640, 1280), part(t, 80, 640, 640, 1280), part(t, 32, 64, 64, 128)]);
+            cases.push(QuantCase { bias: true, ..part(t, 144, 200, 900, 1152) });
+        }
         for t in [1, 3, 6, 8, 17, 37] {
             for values in [Values::Largest, Values::Least, Values::Zeros] {
                 cases.push(QuantCase { values, ..plain(t, 32, 640, false) });

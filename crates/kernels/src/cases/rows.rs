@@ -1,51 +1,10 @@
-//! Cases of the kernels that move rows: `concat`, `gather_rows`, `embed`, `copy` and `fill`.
+//! Cases of the kernels that move rows: `gather_rows`, `embed`, `copy` and `fill`.
 //!
 //! Bounds: moves are exact, gradients are sums of as many terms as there are rows with the same index.
 
 use super::{Checks, Grads, Input, Op, Rng, rubbish, take, upload};
 use crate::reference::real::{Real, zeros};
 use crate::{Buf, Device, Dtype, Mat};
-
-struct ConcatCase {
-    t: usize,
-    ca: usize,
-    cb: usize,
-}
-
-impl Op for ConcatCase {
-    fn name(&self) -> String {
-        format!("concat t={} ca={} cb={}", self.t, self.ca, self.cb)
-    }
-
-    fn inputs(&self, rng: &mut Rng) -> Vec<Input> {
-        vec![Input::signal(rng.normals(self.t * self.ca)), Input::signal(rng.normals(self.t * self.cb))]
-    }
-
-    fn define<R: Real>(&self, x: &[Vec<R>]) -> Vec<Vec<R>> {
-        let rows = x[0].chunks_exact(self.ca).zip(x[1].chunks_exact(self.cb));
-        vec![rows.flat_map(|(a, b)| a.iter().chain(b)).copied().collect()]
-    }
-
-    fn run(&self, dev: &dyn Device, x: Vec<Buf>) -> Vec<Buf> {
-        let mut y = rubbish(dev, self.t * (self.ca + self.cb));
-        dev.concat(&mut y, &x[0], &x[1], self.t);
-        vec![y]
-    }
-
-    fn define_bwd<R: Real>(&self, _x: &[Vec<R>], _y: &[Vec<R>], dy: &[R]) -> Vec<Vec<R>> {
-        let rows = || dy.chunks_exact(self.ca + self.cb);
-        let da = rows().flat_map(|row| &row[..self.ca]).copied().collect();
-        let db = rows().flat_map(|row| &row[self.ca..]).copied().collect();
-        vec![da, db]
-    }
-
-    fn run_bwd(&self, dev: &dyn Device, _x: Vec<Buf>, _y: &[Buf], dy: &Buf, g: &mut Grads) {
-        let mut fresh = g.fresh(dev);
-        let [da, db] = &mut fresh[..] else { panic!("two signals") };
-        dev.concat_bwd(da, db, dy, self.t);
-        g.add(dev, &fresh);
-    }
-}
 
 /// `gather_rows` and `scatter_rows`, or `embed` and `embed_bwd`: the same map of different storage.
 struct RowsCase {
@@ -146,9 +105,6 @@ impl Op for CopyCase {
 
 pub(super) fn cases() -> Vec<Box<dyn Checks>> {
     let mut cases: Vec<Box<dyn Checks>> = vec![];
-    for (t, ca, cb) in [(1, 1, 1), (5, 17, 33), (67, 20, 20)] {
-        cases.push(Box::new(ConcatCase { t, ca, cb }));
-    }
     for embed in [None, Some(Dtype::F32), Some(Dtype::Bf16)] {
         // Rows that repeat, so gradients meet; the first and the last row.
         for (from, d, rows) in

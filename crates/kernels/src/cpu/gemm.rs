@@ -49,8 +49,8 @@ fn dx_typed<W: Weight>(cpu: &Cpu, dx: &mut [f32], dy: &[f32], w: &[W], a: &Linea
         product(cpu, Tiles::new(dx, a.x_stride, rows, columns), a.o, |c: &Tile<f32>| Dx {
             dy: &dy[c.row * a.groups * a.o + (first + c.group) * a.o..],
             dy_stride: a.groups * a.o,
-            w: &w[(first + c.group) * a.o * a.i + c.start..],
-            i: a.i,
+            w: &w[(first + c.group) * a.o * a.w.cols() + a.w_at + c.start..],
+            w_stride: a.w.cols(),
             width: c.width,
         });
     }
@@ -67,7 +67,7 @@ pub(super) fn linear_dw(
 ) {
     check(dy.len(), &a);
     let dw_flat = dw_flat.f32_mut();
-    let dw = &mut dw_flat[w_at..][..a.groups * a.o * a.i];
+    let dw = &mut dw_flat[w_at..][..a.groups * a.o * a.w.cols()];
     match a.w.dtype() {
         Dtype::F32 => dw_typed::<f32>(cpu, dw, dy.f32(), &a),
         #[cfg(target_arch = "x86_64")]
@@ -85,8 +85,9 @@ pub(super) fn linear_dw(
 fn dw_typed<W: Weight>(cpu: &Cpu, dw: &mut [f32], dy: &[f32], a: &Linear) {
     let x = a.x.f32();
     let (rows, width) = blocks(cpu, a.o, a.i, 1, a.t);
-    for (g, dw) in dw.chunks_exact_mut((a.o * a.i).max(1)).enumerate() {
-        product(cpu, Tiles::new(dw, a.i, rows, Columns::all(a.i, width)), a.t, |c: &Tile<f32>| Dw::<W> {
+    let (stride, columns) = (a.w.cols(), Columns { at: a.w_at, ..Columns::all(a.i, width) });
+    for (g, dw) in dw.chunks_exact_mut((a.o * stride).max(1)).enumerate() {
+        product(cpu, Tiles::new(dw, stride, rows, columns), a.t, |c: &Tile<f32>| Dw::<W> {
             dy: &dy[(g * a.o + c.row).min(dy.len())..],
             dy_stride: a.groups * a.o,
             x: &x[(a.x_at + g * a.x_group + c.start).min(x.len())..],
@@ -129,7 +130,7 @@ struct Dx<'a, W> {
     dy: &'a [f32],
     dy_stride: usize,
     w: &'a [W],
-    i: usize,
+    w_stride: usize,
     width: usize,
 }
 
@@ -146,7 +147,7 @@ impl<W: Weight> Operands for Dx<'_, W> {
         if n >= self.width {
             return V::zero();
         }
-        W::load_part(&self.w[k * self.i + n..][..LANES.min(self.width - n)])
+        W::load_part(&self.w[k * self.w_stride + n..][..LANES.min(self.width - n)])
     }
 }
 

@@ -65,7 +65,8 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
 /// Asserts the sizes that all linear kernels rely on.
 pub(super) fn check(y_len: usize, a: &Linear) {
     assert_eq!(y_len, a.t * a.groups * a.o, "output of a linear map");
-    assert_eq!((a.w.rows(), a.w.cols()), (a.groups * a.o, a.i), "weights of a linear map");
+    assert_eq!(a.w.rows(), a.groups * a.o, "weights of a linear map");
+    assert!(a.w_at + a.i <= a.w.cols(), "columns of the weights of a linear map");
     assert!(a.bias.is_none_or(|b| b.len() == a.groups * a.o), "bias of a linear map");
     assert!(a.x.len() >= a.t * a.x_stride, "input of a linear map");
     let end = a.x_at + a.groups.saturating_sub(1) * a.x_group + a.i;
@@ -121,7 +122,8 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
                     panel: panel.as_chunks_mut().0,
                     tails: tails.as_chunks_mut().0,
                     bias: bias.map(|b| &b[first..]),
-                    w: &w[first * a.i..],
+                    w: &w[(first * a.w.cols() + a.w_at).min(w.len())..],
+                    w_stride: a.w.cols(),
                     x: &input.x[at.min(input.x.len())..],
                     x_stride: input.stride,
                     i: a.i,
@@ -163,8 +165,9 @@ struct Forward<'a, W> {
     /// The last columns of many tokens, where they are too few for a vector.
     tails: &'a mut [[f32; LANES]],
     bias: Option<&'a [f32]>,
-    /// From the chunk's first row.
+    /// From the chunk's first row and column.
     w: &'a [W],
+    w_stride: usize,
     /// From the chunk's first token.
     x: &'a [f32],
     x_stride: usize,
@@ -260,7 +263,7 @@ impl<W: Weight> Forward<'_, W> {
         let mut w: [&[[W; LANES]]; R] = [&[]; R];
         let mut w_tail: [&[W]; R] = [&[]; R];
         for j in 0..R {
-            let row = &self.w[(r + j) * self.i + from..][..len];
+            let row = &self.w[(r + j) * self.w_stride + from..][..len];
             let (body, tail) = row.as_chunks();
             (w[j], w_tail[j]) = (&body[..full], tail);
         }

@@ -31,6 +31,7 @@ mod pool;
 mod quant;
 mod quantise;
 mod rows;
+mod scaled;
 mod scan;
 mod scan_bwd;
 mod scratch;
@@ -57,7 +58,7 @@ use self::pool::Pool;
 use self::split::{Runs, Split};
 use crate::{
     Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
-    Scan, ScanAt, ScanGrads,
+    Scaled, Scan, ScanAt, ScanGrads,
 };
 
 pub use self::isa::{Isa, IsaError};
@@ -196,12 +197,36 @@ impl Device for Cpu {
         rows::add(self, y, x, None);
     }
 
-    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
-        rows::concat(self, y, a, b, t);
+    fn pair_rstd(&self, s_t: &mut Buf, a_td: &Buf, b_td: &Buf, eps: f32) {
+        scaled::pair_rstd(self, s_t, a_td, b_td, eps);
     }
 
-    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
-        rows::concat_bwd(self, da, db, dy, t);
+    fn pair_rstd_bwd(&self, dx_td: &mut Buf, ds_t: &Buf, s_t: &Buf, x_td: &Buf) {
+        scaled::pair_rstd_bwd(self, dx_td, ds_t, s_t, x_td);
+    }
+
+    fn scale(&self, y_td: &mut Buf, a: Scaled) {
+        scaled::scale(self, y_td, a);
+    }
+
+    fn scale_bwd(
+        &self,
+        dx_td: &mut Buf,
+        ds_t: Option<&mut Buf>,
+        dw_flat: &mut Buf,
+        dw_at: usize,
+        dy_td: &Buf,
+        a: Scaled,
+    ) {
+        scaled::scale_bwd(self, dx_td, ds_t, dw_flat, dw_at, dy_td, a);
+    }
+
+    fn add_scaled(&self, y: &mut Buf, s_t: &Buf, x: &Buf) {
+        scaled::add_scaled(self, y, s_t, x);
+    }
+
+    fn add_scaled_bwd(&self, ds_t: &mut Buf, dx: &mut Buf, dy: &Buf, s_t: &Buf, x: &Buf) {
+        scaled::add_scaled_bwd(self, ds_t, dx, dy, s_t, x);
     }
 
     fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {

@@ -97,11 +97,7 @@ pub(super) fn rmsnorm_bwd(
         let (dy, x) = (&dy[t * d..][..d], &x[t * d..][..d]);
         cpu.isa.run(NormBwd { dx, dy, x, w, rstd: rstd[t] });
     });
-    let columns = Columns::all(d, COLUMN_BLOCK);
-    let tiles = Tiles::columns(&mut dw_flat.f32_mut()[w_at..][..d], d, columns);
-    cpu.split(x.len(), tiles, |_, dw| {
-        cpu.isa.run(Fold { sum: dw, x: dy, stride: d, by: Some((x, rstd)) });
-    });
+    column_products(cpu, &mut dw_flat.f32_mut()[w_at..][..d], dy, x, Some(rstd));
 }
 
 struct NormBwd<'a> {
@@ -139,12 +135,19 @@ pub(super) fn column_sums(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
     cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: None }));
 }
 
-/// Adds the sum over rows of `x`, or of `x * y * scale` with `by = (y, scale of the row)`.
+/// Adds the sum over all rows of `x * y`, and of the rows' `factors`, to `sum`, in the same blocks.
+pub(super) fn column_products(cpu: &Cpu, sum: &mut [f32], x: &[f32], y: &[f32], factors: Option<&[f32]>) {
+    let stride = sum.len();
+    let tiles = Tiles::columns(sum, stride, Columns::all(stride, COLUMN_BLOCK));
+    cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: Some((y, factors)) }));
+}
+
+/// Adds the sum over rows of `x`, or of `x * y * scale` with `by = (y, scale of the row)`; a scale that is not given is 1.
 struct Fold<'a> {
     sum: Tile<'a, f32>,
     x: &'a [f32],
     stride: usize,
-    by: Option<(&'a [f32], &'a [f32])>,
+    by: Option<(&'a [f32], Option<&'a [f32]>)>,
 }
 
 impl Op for Fold<'_> {
@@ -162,7 +165,7 @@ impl Op for Fold<'_> {
                     let mut term = V::load_part(&x[at..]);
                     if let Some((y, scale)) = self.by {
                         let y = V::load_part(&y[t * stride + start..][..width][at..]);
-                        term = term * (y * V::splat(scale[t]));
+                        term = term * (y * V::splat(scale.map_or(1.0, |s| s[t])));
                     }
                     *part = *part + term;
                 }

@@ -37,6 +37,16 @@ pub(super) const AHEAD_SCALES: usize = 2048;
 pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
     linear::check(y.len(), &a);
     assert!(a.o.is_multiple_of(ROWS), "a block of quantised rows crosses groups");
+    let lead = a.w_at % GROUP;
+    if lead > 0 || !a.i.is_multiple_of(GROUP) {
+        let i = (lead + a.i).next_multiple_of(GROUP);
+        let x = &padded(&a, lead, i);
+        return linear(
+            cpu,
+            y,
+            Linear { x, i, x_stride: a.groups * i, x_group: i, x_at: 0, w_at: a.w_at - lead, ..a },
+        );
+    }
     #[cfg(target_arch = "x86_64")]
     if let Some(amx) = cpu.isa.amx().filter(|_| a.t > FEW) {
         return tile_quant::linear(cpu, amx, y, &a);
@@ -55,6 +65,18 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
             _ => forward::<false>(cpu, y.f32_mut(), x, &a),
         }
     });
+}
+
+/// The input of a map whose columns are not whole groups of the weights', `[t, groups * i]`: `lead` zeros, what the map
+/// reads, and zeros again. No model of a size that anyone trains has such a map, so it need not be fast.
+fn padded(a: &Linear, lead: usize, i: usize) -> Buf {
+    let mut padded = Buf::host(Dtype::F32, a.t * a.groups * i);
+    let x = a.x.f32();
+    for (row, out) in padded.f32_mut().chunks_exact_mut(i).enumerate() {
+        let at = row / a.groups * a.x_stride + a.x_at + row % a.groups * a.x_group;
+        out[lead..][..a.i].copy_from_slice(&x[at..][..a.i]);
+    }
+    padded
 }
 
 /// The quantised input: rows of all groups of the map, one after the other.
@@ -137,7 +159,7 @@ fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
     let bias = a.bias.map(Buf::f32);
     let (tokens, rows) = blocks(cpu, a);
     let columns = Columns::grouped(a.groups * a.o, a.groups, rows);
-    let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
+    let (stride, at, bytes) = (a.w.cols() / GROUP, a.w_at / GROUP, block_bytes(a.w.dtype()));
     let work = a.t * a.groups * a.o * a.i;
     cpu.split(work, Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
         let first = y.group * a.o + y.start;
@@ -145,10 +167,11 @@ fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
         scratch::floats(unpacked, |unpacked| {
             cpu.isa.run_int(Forward::<Q4> {
                 x: x.from(y.row, y.group * a.i),
-                quants: &quants[first / ROWS * blocks * bytes..],
-                scales: &scales[first * blocks..],
+                quants: &quants[(first / ROWS * stride + at) * bytes..],
+                scales: &scales[first * stride + at * ROWS..],
                 bias: bias.map(|b| &b[first..]),
-                groups: blocks,
+                groups: a.i / GROUP,
+                stride,
                 unpacked: bytemuck::cast_slice_mut(unpacked),
                 y,
             });
@@ -172,12 +195,14 @@ struct Forward<'a, const Q4: bool> {
     y: Tile<'a, f32>,
     /// From the chunk's first token.
     x: Input<'a>,
-    /// From the chunk's first row, as are scales and bias.
+    /// From the chunk's first row and column, as are the scales.
     quants: &'a [u8],
     scales: &'a [f16],
     bias: Option<&'a [f32]>,
     /// Groups of columns.
     groups: usize,
+    /// Groups from one row block to the next.
+    stride: usize,
     /// Room for the lines of a pass, one integer per byte.
     unpacked: &'a mut [u8],
 }
@@ -221,12 +246,12 @@ impl<const Q4: bool> Forward<'_, Q4> {
     /// The integers of a row block and group.
     #[inline(always)]
     fn block(&self, block: usize, g: usize) -> &[[u8; LINE]] {
-        self.quants[(block * self.groups + g) * Self::BYTES..][..Self::BYTES].as_chunks().0
+        self.quants[(block * self.stride + g) * Self::BYTES..][..Self::BYTES].as_chunks().0
     }
 
     #[inline(always)]
     fn scale<S: IntTier>(&self, block: usize, g: usize) -> V<S::F> {
-        let scales = &self.scales[(block * self.groups + g) * LANES..];
+        let scales = &self.scales[(block * self.stride + g) * LANES..];
         S::F::prefetch_l1(scales, AHEAD_SCALES);
         V::wrap(S::scales(scales.first_chunk().expect("16 scales")))
     }
@@ -291,8 +316,8 @@ impl<const Q4: bool> Forward<'_, Q4> {
     /// the `B`-th next one, for those between have streams of their own.
     #[inline(always)]
     fn ahead<const B: usize>(&self, g: usize) -> usize {
-        let skipped = if g + AHEAD / Self::BYTES < self.groups { 0 } else { B - 1 };
-        AHEAD + skipped * self.groups * Self::BYTES
+        let skipped = if g + AHEAD / Self::BYTES < self.groups { 0 } else { B * self.stride - self.groups };
+        AHEAD + skipped * Self::BYTES
     }
 
     /// Adds the products of half of the lines of a row block and group with the first `T` tokens.
@@ -432,7 +457,7 @@ impl<const Q4: bool> Forward<'_, Q4> {
     /// Writes the lines of a row block's groups `from .. to`, one integer per byte.
     #[inline(always)]
     fn unpack<S: IntTier>(&mut self, block: usize, from: usize, to: usize) {
-        let parts = (block * self.groups + from) * Self::BYTES..(block * self.groups + to) * Self::BYTES;
+        let parts = (block * self.stride + from) * Self::BYTES..(block * self.stride + to) * Self::BYTES;
         let lines = self.unpacked.as_chunks_mut::<LINE>().0.as_chunks_mut::<2>().0;
         for (part, lines) in self.quants[parts].as_chunks().0.iter().zip(lines) {
             let (low, high) = S::lines4(part);

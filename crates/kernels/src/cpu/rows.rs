@@ -219,39 +219,6 @@ pub(super) fn add(cpu: &Cpu, y: &mut Buf, a: &Buf, b: Option<&Buf>) {
     });
 }
 
-/// See [`crate::Device::concat`].
-pub(super) fn concat(cpu: &Cpu, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
-    if t == 0 {
-        return;
-    }
-    let (ca, cb) = (a.len() / t, b.len() / t);
-    assert_eq!(y.len(), t * (ca + cb), "output of a concatenation");
-    let (y, a, b) = (y.f32_mut(), a.f32(), b.f32());
-    let past = goes_past(y);
-    cpu.rows(y, ca + cb, |t, y| {
-        let (left, right) = y.split_at_mut(ca);
-        cpu.isa.run(Same { y: left, x: &a[t * ca..][..ca], past });
-        cpu.isa.run(Same { y: right, x: &b[t * cb..][..cb], past });
-    });
-}
-
-/// See [`crate::Device::concat_bwd`].
-pub(super) fn concat_bwd(cpu: &Cpu, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
-    if t == 0 {
-        return;
-    }
-    let (ca, cb) = (da.len() / t, db.len() / t);
-    assert_eq!(dy.len(), t * (ca + cb), "gradient of a concatenation");
-    let dy = dy.f32();
-    for (part, at, width) in [(da, 0, ca), (db, ca, cb)] {
-        let part = part.f32_mut();
-        let past = goes_past(part);
-        cpu.rows(part, width, |t, y| {
-            cpu.isa.run(Same { y, x: &dy[t * (ca + cb) + at..][..width], past });
-        });
-    }
-}
-
 /// See [`crate::Device::gather_rows`].
 pub(super) fn gather_rows(cpu: &Cpu, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {
     assert_eq!(y.len(), rows.len() * d, "gathered rows");

@@ -31,7 +31,8 @@ pub(super) fn linear_dx(cpu: &Cpu, amx: Amx, dx: &mut [f32], dy: &Buf, a: &Linea
     for first in 0..a.groups {
         let stride = a.groups * a.o;
         let dy = Block { x: &dy[first * a.o..], stride, rows: a.t, cols: a.o };
-        let w = Block { x: &w[first * a.o * a.i..], stride: a.i, rows: a.o, cols: a.i };
+        let w =
+            Block { x: &w[first * a.o * a.w.cols() + a.w_at..], stride: a.w.cols(), rows: a.o, cols: a.i };
         let columns = Columns {
             at: a.x_at + first * a.x_group,
             groups: 1,
@@ -61,10 +62,11 @@ pub(super) fn linear_dw(cpu: &Cpu, amx: Amx, dw: &mut [f32], dy: &Buf, a: &Linea
     if a.t * a.o * a.i == 0 {
         return;
     }
-    for (g, dw) in dw.chunks_exact_mut(a.o * a.i).enumerate() {
+    let stride = a.w.cols();
+    for (g, dw) in dw.chunks_exact_mut(a.o * stride).enumerate() {
         let dy = Block { x: &dy[g * a.o..], stride: a.groups * a.o, rows: a.t, cols: a.o };
         let x = Block { x: &x[a.x_at + g * a.x_group..], stride: a.x_stride, rows: a.t, cols: a.i };
-        let columns = Columns::all(a.i, width(cpu, a.i, a.o));
+        let columns = Columns { at: a.w_at, ..Columns::all(a.i, width(cpu, a.i, a.o)) };
         halves(a.o.next_multiple_of(PANEL) * steps * STEP, |rows| {
             let strips = Runs::new(&mut *rows, BESIDE * steps * TILE);
             cpu.split(a.t * a.o, strips, |index, out: &mut [bf16]| {
@@ -72,7 +74,7 @@ pub(super) fn linear_dw(cpu: &Cpu, amx: Amx, dw: &mut [f32], dy: &Buf, a: &Linea
             });
             with_columns(cpu, amx, x, |b| {
                 let product = Product { a: A::packed(rows, steps, STEP), b, steps };
-                cpu.split(a.t * a.o * a.i, Tiles::new(dw, a.i, ROWS, columns), |_, c: Tile<f32>| {
+                cpu.split(a.t * a.o * a.i, Tiles::new(dw, stride, ROWS, columns), |_, c: Tile<f32>| {
                     product.add(amx, c);
                 });
             });

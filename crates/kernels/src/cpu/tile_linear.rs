@@ -51,7 +51,8 @@ pub(super) fn linear(cpu: &Cpu, amx: Amx, y: &mut Buf, a: &Linear) {
             let at = (y.group * token_tiles + y.row / SIDE) * tile;
             let chunk = Chunk {
                 bias: bias.map(|b| &b[first..]),
-                w: &w[first * a.i..],
+                w: &w[first * a.w.cols() + a.w_at..],
+                w_stride: a.w.cols(),
                 i: a.i,
                 packed: &packed[at..],
                 columns,
@@ -82,8 +83,9 @@ fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
 struct Chunk<'a> {
     y: Tile<'a, f32>,
     bias: Option<&'a [f32]>,
-    /// From the chunk's first row on.
+    /// From the chunk's first row and column on.
     w: &'a [bf16],
+    w_stride: usize,
     i: usize,
     /// From the tile of the chunk's first token on.
     packed: &'a [bf16],
@@ -103,13 +105,13 @@ impl Chunk<'_> {
         let (whole, tail) = (self.i / STEP, self.i % STEP);
         let mut last = [bf16::ZERO; PANEL * STEP];
         for r in (0..full).step_by(PANEL) {
-            let w = &self.w[r * self.i..];
+            let w = &self.w[r * self.w_stride..];
             let ahead = Ahead::nothing(b);
             if whole > 0 {
-                tiles.product_bf16(&mut c, A::rows(w, self.i, STEP), b, whole, true, ahead);
+                tiles.product_bf16(&mut c, A::rows(w, self.w_stride, STEP), b, whole, true, ahead);
             }
             if tail > 0 {
-                let x = Block { x: &w[whole * STEP..], stride: self.i, rows: PANEL, cols: tail };
+                let x = Block { x: &w[whole * STEP..], stride: self.w_stride, rows: PANEL, cols: tail };
                 amx.pack_plain(&mut last, x);
                 let b = &b[whole * STEP * self.columns..];
                 tiles.product_bf16(&mut c, A::rows(&last, STEP, STEP), b, 1, whole == 0, ahead);
@@ -134,7 +136,7 @@ impl Chunk<'_> {
     /// Copies `rows` rows of weights from row `r`, padded with zeros to a whole panel.
     fn copy_panel(&self, amx: Amx, panel: &mut [bf16], r: usize, rows: usize) {
         let width = self.steps * STEP;
-        let x = Block { x: &self.w[r * self.i..], stride: self.i, rows, cols: self.i };
+        let x = Block { x: &self.w[r * self.w_stride..], stride: self.w_stride, rows, cols: self.i };
         amx.pack_plain(&mut panel[..rows * width], x);
         panel[rows * width..].fill(bf16::ZERO);
     }
@@ -182,7 +184,7 @@ impl Chunk<'_> {
     ) {
         let rows = PANEL.min(self.y.width - r);
         let a = if rows == PANEL && self.i.is_multiple_of(STEP) {
-            A::rows(&self.w[r * self.i + block.from * STEP..], self.i, STEP)
+            A::rows(&self.w[r * self.w_stride + block.from * STEP..], self.w_stride, STEP)
         } else {
             self.copy_panel(amx, copy, r, rows);
             A::rows(&copy[block.from * STEP..], self.steps * STEP, STEP)
@@ -200,13 +202,13 @@ impl Chunk<'_> {
     /// What to fetch while the panel from row `r` meets a tile of tokens: a row of the next panel, and a part of the
     /// tokens' next block of `in`.
     fn ahead(&self, r: usize, block: Depth) -> impl Fn(usize) -> Ahead + use<> {
-        let (i, whole) = (self.i, self.steps * STEP * SIDE);
-        let rows = self.w.as_ptr().wrapping_add((r + PANEL) * i + block.from * STEP);
+        let (stride, whole) = (self.w_stride, self.steps * STEP * SIDE);
+        let rows = self.w.as_ptr().wrapping_add((r + PANEL) * stride + block.from * STEP);
         let tokens = self.packed.as_ptr().wrapping_add((block.from + block.depth) * SIDE * STEP);
         move |n| {
             let turn = (r / PANEL * block.token_tiles + n) * block.steps * STEP;
             let size = block.depth * SIDE * STEP;
-            Ahead([rows.wrapping_add(n * i), tokens.wrapping_add(turn / size * whole + turn % size)])
+            Ahead([rows.wrapping_add(n * stride), tokens.wrapping_add(turn / size * whole + turn % size)])
         }
     }
 

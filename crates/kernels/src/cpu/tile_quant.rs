@@ -121,6 +121,7 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
     let (quants, scales) = a.w.buf.quants();
     let bias = a.bias.map(Buf::f32);
     let (blocks, bytes) = (a.i / GROUP, block_bytes(a.w.dtype()));
+    let (stride, at) = (a.w.cols() / GROUP, a.w_at / GROUP);
     let past = goes_past(y);
     let columns = Columns::grouped(a.groups * a.o, a.groups, rows(cpu, a));
     let depth = depth(a);
@@ -138,10 +139,11 @@ fn forward(cpu: &Cpu, amx: Amx, y: &mut [f32], x: Input, a: &Linear) {
                 tiles: Configured::new(amx, SIDE),
                 x: x.from(y.row / SIDE, y.group * blocks),
                 dtype: a.w.dtype(),
-                quants: &quants[first / ROWS * blocks * bytes..],
-                scales: &scales[first * blocks..],
+                quants: &quants[(first / ROWS * stride + at) * bytes..],
+                scales: &scales[first * stride + at * ROWS..],
                 bias: bias.map(|b| &b[first..]),
                 groups: blocks,
+                stride,
                 depth,
                 threads: cpu.pool.threads(),
                 panel: panel.first_chunk_mut().expect("a panel"),
@@ -174,12 +176,14 @@ struct Chunk<'a> {
     /// From the chunk's first token.
     x: Input<'a>,
     dtype: Dtype,
-    /// From the chunk's first row, as are scales and bias.
+    /// From the chunk's first row and column, as are the scales.
     quants: &'a [u8],
     scales: &'a [f16],
     bias: Option<&'a [f32]>,
     /// Groups of columns.
     groups: usize,
+    /// Groups from one row block to the next.
+    stride: usize,
     /// Groups of columns that all panels meet before the next ones.
     depth: usize,
     /// Threads that take chunks in turn.
@@ -236,8 +240,9 @@ impl Chunk<'_> {
         for from in (0..self.groups).step_by(2) {
             let count = 2.min(self.groups - from);
             // Behind the end of a row block its stream goes on with another panel.
-            let skipped = if from + AHEAD / bytes < self.groups { 0 } else { BLOCKS - 1 };
-            let ahead = AHEAD + skipped * self.groups * bytes;
+            let further = from + AHEAD / bytes < self.groups;
+            let skipped = if further { 0 } else { BLOCKS * self.stride - self.groups };
+            let ahead = AHEAD + skipped * bytes;
             for block in blocks.clone().step_by(2) {
                 let pair = block..(block + 2).min(blocks.end);
                 for block in pair.clone() {
@@ -281,11 +286,11 @@ impl Chunk<'_> {
     #[inline(always)]
     fn unpack<S: IntTier, const ASK: bool>(&mut self, block: usize, from: usize, count: usize, ahead: usize) {
         let bytes = block_bytes(self.dtype);
-        let parts = self.quants[(block * self.groups + from) * bytes..][..count * bytes].as_chunks().0;
+        let parts = self.quants[(block * self.stride + from) * bytes..][..count * bytes].as_chunks().0;
         let lines: &mut [u8] = bytemuck::cast_slice_mut(&mut self.panel[block % BLOCKS]);
         let lines = lines.as_chunks_mut::<LINE>().0;
         if ASK {
-            S::F::prefetch_l1(&self.scales[(block * self.groups + from) * ROWS..], AHEAD_SCALES);
+            S::F::prefetch_l1(&self.scales[(block * self.stride + from) * ROWS..], AHEAD_SCALES);
         }
         if self.dtype == Dtype::Q8 {
             for (part, line) in parts.iter().zip(lines) {
@@ -324,7 +329,7 @@ impl Chunk<'_> {
         let lines = self.quants.as_chunks::<LINE>().0;
         let size = PASS * bytes / LINE;
         for block in first..first + 2 {
-            let at = (block * self.groups + group) * bytes / LINE;
+            let at = (block * self.stride + group) * bytes / LINE;
             for line in at + pair.start * size / tiles..at + pair.end * size / tiles {
                 S::F::prefetch_l1(lines, line * LINE);
             }
@@ -375,7 +380,7 @@ impl Chunk<'_> {
         let at = self.kept(panel, tile, block);
         let (_, x_scales) = self.x.tile(tile, from, count);
         let scales = self.scales.as_chunks::<ROWS>().0;
-        let scales = &scales[block * self.groups + from..][..count];
+        let scales = &scales[block * self.stride + from..][..count];
         let waiting = &mut self.sums[at];
         let mut acc = [V::<S::F>::zero(); SIDE];
         if from > 0 {

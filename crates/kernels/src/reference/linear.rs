@@ -1,5 +1,7 @@
 //! Linear maps over column blocks.
 
+use std::ops::Range;
+
 use super::real::{Real, zeros};
 use crate::quant::{Activations, GROUP, Quants, ROWS};
 use crate::{Dtype, Linear};
@@ -10,12 +12,24 @@ impl Linear<'_> {
         t * self.x_stride + self.x_at + g * self.x_group + i
     }
 
+    /// Index in `w` of what output `row` has for element `i` of its input.
+    fn w_index(&self, row: usize, i: usize) -> usize {
+        row * self.w.cols() + self.w_at + i
+    }
+
+    /// Groups of columns of quantised weights that hold columns of the map.
+    fn w_groups(&self) -> Range<usize> {
+        self.w_at / GROUP..(self.w_at + self.i).div_ceil(GROUP)
+    }
+
     /// The sizes that every linear kernel relies on.
     ///
     /// # Panics
     /// If buffers and sizes disagree.
     pub(crate) fn check(&self) {
-        assert_eq!((self.w.rows(), self.w.cols()), (self.groups * self.o, self.i), "shape of w");
+        assert_eq!(self.w.rows(), self.groups * self.o, "rows of w");
+        let last = self.w_at + self.i;
+        assert!(last <= self.w.cols(), "columns ..{last} of w rows of {}", self.w.cols());
         assert_eq!(self.x.len(), self.t * self.x_stride, "length of x");
         let last = self.x_at + (self.groups - 1) * self.x_group + self.i;
         assert!(last <= self.x_stride, "columns ..{last} of x rows of {}", self.x_stride);
@@ -42,7 +56,7 @@ pub(crate) fn linear<R: Real>(a: &Linear, x: &[R], w: &[R], bias: Option<&[R]>) 
         for row in 0..a.groups * a.o {
             let mut sum = R::of(0.0);
             for i in 0..a.i {
-                sum += x[a.x_index(t, row / a.o, i)] * w[row * a.i + i];
+                sum += x[a.x_index(t, row / a.o, i)] * w[a.w_index(row, i)];
             }
             if let Some(bias) = bias {
                 sum += bias[row];
@@ -53,18 +67,21 @@ pub(crate) fn linear<R: Real>(a: &Linear, x: &[R], w: &[R], bias: Option<&[R]>) 
     y
 }
 
-/// A linear map with quantised weights, see [`mod@crate::quant`].
+/// A linear map with quantised weights, see [`mod@crate::quant`]. Columns of a group that are not the map's meet zeros.
 pub(crate) fn quantised<R: Real>(a: &Linear, x: &[R], w: &Quants, bias: Option<&[R]>) -> Vec<R> {
-    let blocks = a.i / GROUP;
+    let (blocks, groups) = (a.w.cols() / GROUP, a.w_groups());
     let mut y = Vec::with_capacity(a.t * a.groups * a.o);
     for t in 0..a.t {
         for g in 0..a.groups {
-            let x: Vec<f32> = (0..a.i).map(|i| x[a.x_index(t, g, i)].value() as f32).collect();
-            let x: Vec<_> = x.as_chunks().0.iter().map(Activations::of).collect();
+            let mut row = vec![0.0; groups.len() * GROUP];
+            for (i, out) in row[a.w_at % GROUP..][..a.i].iter_mut().enumerate() {
+                *out = x[a.x_index(t, g, i)].value() as f32;
+            }
+            let x: Vec<_> = row.as_chunks().0.iter().map(Activations::of).collect();
             for row in g * a.o..(g + 1) * a.o {
                 let mut sum = R::of(0.0);
-                for (block, x) in x.iter().enumerate() {
-                    let q = &w.q[row * a.i + block * GROUP..][..GROUP];
+                for (block, x) in groups.clone().zip(&x) {
+                    let q = &w.q[(row * blocks + block) * GROUP..][..GROUP];
                     let products = q.iter().zip(&x.q).map(|(w, x)| i32::from(*w) * i32::from(*x));
                     let scale = R::of(w.scales[row * blocks + block].into()) * R::of(x.scale.into());
                     sum += R::of(products.sum::<i32>().into()) * scale;
@@ -87,7 +104,7 @@ pub(crate) fn linear_dx<R: Real>(a: &Linear, dy: &[R], w: &[R]) -> Vec<R> {
     for t in 0..a.t {
         for row in 0..rows {
             for i in 0..a.i {
-                dx[a.x_index(t, row / a.o, i)] += dy[t * rows + row] * w[row * a.i + i];
+                dx[a.x_index(t, row / a.o, i)] += dy[t * rows + row] * w[a.w_index(row, i)];
             }
         }
     }
@@ -104,11 +121,11 @@ pub(crate) fn linear_dw<R: Real>(a: &Linear, dy: &[R], x: &[R]) -> (Vec<R>, Vec<
         }
     }
     let (dy, x) = (operands(a, dy), operands(a, x));
-    let mut dw = zeros(rows * a.i);
+    let mut dw = zeros(rows * a.w.cols());
     for t in 0..a.t {
         for row in 0..rows {
             for i in 0..a.i {
-                dw[row * a.i + i] += dy[t * rows + row] * x[a.x_index(t, row / a.o, i)];
+                dw[a.w_index(row, i)] += dy[t * rows + row] * x[a.x_index(t, row / a.o, i)];
             }
         }
     }

@@ -13,13 +13,14 @@ pub(crate) mod loss;
 pub(crate) mod norm;
 pub(crate) mod optim;
 pub(crate) mod real;
+pub(crate) mod scaled;
 pub(crate) mod scan;
 
 use half::bf16;
 
 use crate::{
     Act, AdamW, AdamWBufs, Attention, Buf, CacheRows, Conv, ConvAt, Device, Dtype, FileMap, Linear, Mat,
-    Scan, ScanAt, ScanGrads, Span, quant,
+    Scaled, Scan, ScanAt, ScanGrads, Span, quant,
 };
 use attention::AttentionArrays;
 use conv::ConvArrays;
@@ -189,24 +190,49 @@ impl Device for Reference {
         add_all(y, &read(x));
     }
 
-    fn concat(&self, y: &mut Buf, a: &Buf, b: &Buf, t: usize) {
-        let (ca, cb) = (a.len() / t, b.len() / t);
-        assert_eq!((a.len(), b.len(), y.len()), (t * ca, t * cb, t * (ca + cb)), "lengths");
-        for i in 0..t {
-            self.copy(y, i * (ca + cb), a, i * ca, ca);
-            self.copy(y, i * (ca + cb) + ca, b, i * cb, cb);
+    fn pair_rstd(&self, s_t: &mut Buf, a_td: &Buf, b_td: &Buf, eps: f32) {
+        assert_eq!(a_td.len(), b_td.len(), "lengths of the pair");
+        let d = a_td.len() / s_t.len();
+        store(s_t, &scaled::pair_rstd(&read(a_td), &read(b_td), d, eps));
+    }
+
+    fn pair_rstd_bwd(&self, dx_td: &mut Buf, ds_t: &Buf, s_t: &Buf, x_td: &Buf) {
+        let d = x_td.len() / s_t.len();
+        add_all(dx_td, &scaled::pair_rstd_bwd(&read(ds_t), &read(s_t), &read(x_td), d));
+    }
+
+    fn scale(&self, y_td: &mut Buf, a: Scaled) {
+        let s = a.s_t.map(read);
+        store(y_td, &scaled::scale(&read(a.x_td), &read(a.w)[a.w_at..][..a.d], s.as_deref()));
+    }
+
+    fn scale_bwd(
+        &self,
+        dx_td: &mut Buf,
+        ds_t: Option<&mut Buf>,
+        dw_flat: &mut Buf,
+        dw_at: usize,
+        dy_td: &Buf,
+        a: Scaled,
+    ) {
+        let (x, w, s) = (read(a.x_td), read(a.w), a.s_t.map(read));
+        let (dx, dw, ds) = scaled::scale_bwd(&read(dy_td), &x, &w[a.w_at..][..a.d], s.as_deref());
+        add_all(dx_td, &dx);
+        add_at(dw_flat, dw_at + a.w_at, &dw);
+        if let Some(ds_t) = ds_t {
+            add_all(ds_t, &ds);
         }
     }
 
-    fn concat_bwd(&self, da: &mut Buf, db: &mut Buf, dy: &Buf, t: usize) {
-        let (ca, cb) = (da.len() / t, db.len() / t);
-        assert_eq!((da.len(), db.len(), dy.len()), (t * ca, t * cb, t * (ca + cb)), "lengths");
-        for (i, row) in read(dy).chunks_exact(ca + cb).enumerate() {
-            for (c, &x) in row.iter().enumerate() {
-                let (y, at) = if c < ca { (&mut *da, i * ca + c) } else { (&mut *db, i * cb + c - ca) };
-                y.f32_mut()[at] = x as f32;
-            }
-        }
+    fn add_scaled(&self, y: &mut Buf, s_t: &Buf, x: &Buf) {
+        let sum = scaled::add_scaled(&read(y), &read(s_t), &read(x));
+        store(y, &sum);
+    }
+
+    fn add_scaled_bwd(&self, ds_t: &mut Buf, dx: &mut Buf, dy: &Buf, s_t: &Buf, x: &Buf) {
+        let (ds, by_x) = scaled::add_scaled_bwd(&read(dy), &read(s_t), &read(x));
+        add_all(ds_t, &ds);
+        add_all(dx, &by_x);
     }
 
     fn gather_rows(&self, y: &mut Buf, x: &Buf, rows: &[u32], d: usize) {

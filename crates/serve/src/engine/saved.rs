@@ -121,5 +121,5 @@ fn check(saved: &Saved, state: &State, vocab: usize) -> Result<(), SavedError> {
 /// The arrangement of a state on this device. Kernels of another device or instruction set may arrange the same
 /// numbers otherwise, and would go on from them with other roundings.
 fn layout(state: &State, model: &Zamba) -> String {
-    format!("{};{}", state.layout(), model.device().arithmetic())
+    format!("{};{} {}", state.layout(), model.device().arithmetic(), zamba::ARITHMETIC)
 }

@@ -219,19 +219,22 @@ pub fn dry_run(recipe: &Recipe, fs: &dyn Fs) -> Result<DryRun, RecipeError> {
 
 /// f32 values per token that the tape keeps, times the tokens of a micro-batch: per Mamba layer the
 /// normed input, both halves of in_proj, the convolved signal, dt, its projections, the scan's output
-/// and saved states, and the sum; per use of the shared block what its operations read; and the logits
-/// with their gradient. With recomputation only each layer's input, and one layer's inside.
+/// and saved states, and the sum; per use of the shared block what its operations read; what the block has of the
+/// embedding, once, with its gradient; and the logits with theirs. With recomputation only each layer's input, and
+/// one layer's inside.
 fn activation_bytes(recipe: &Recipe, c: &ZambaConfig) -> u64 {
     let (d, e, f) = (c.hidden_size, c.d_inner(), c.intermediate_size);
     let states = c.mamba_d_state * e / zamba_kernels::SCAN_CHUNK;
     let mamba = 3 * d + 5 * e + c.n_mamba_heads * c.x_proj_rows() + states;
-    let shared = 2 * c.attention_hidden_size + 2 * c.q_width() + 2 * c.kv_width() + 4 * d + 3 * f;
+    let shared = 5 * d + 2 * c.q_width() + 2 * c.kv_width() + 3 * f;
+    let beside = d + 2 * (c.q_width() + 2 * c.kv_width());
     let sites = c.hybrid_layers().len();
     let layers = if recipe.recompute {
         c.num_hidden_layers * d + mamba + shared
     } else {
         c.num_hidden_layers * mamba + sites * shared
     };
-    let per_token = layers + 2 * d + 2 * c.vocab_size;
+    let beside = if sites > 0 { beside } else { 0 };
+    let per_token = layers + beside + 2 * d + 2 * c.vocab_size;
     (4 * per_token * recipe.micro_batch * recipe.sequence) as u64
 }

@@ -1,4 +1,4 @@
-//! Moving and adding rows: embed, add, concat, select.
+//! Moving and adding rows: embed, add, select.
 
 use crate::ctx::Ctx;
 use crate::param::Param;
@@ -32,25 +32,6 @@ impl Ctx<'_> {
                 let Some(dy) = back.take(&y) else { return };
                 back.add_copy(&a, &dy);
                 back.add(&b, dy);
-            }
-        });
-        y
-    }
-
-    /// Columns of `a`, then columns of `b`.
-    pub fn concat(&mut self, a: &Var, b: &Var) -> Var {
-        let t = a.rows();
-        let mut y = self.fresh(t, a.cols() + b.cols());
-        self.env.dev().concat(y.buf_mut(), a.buf(), b.buf(), t);
-        self.on_backward(|| {
-            let (a, b, y) = (a.clone(), b.clone(), y.clone());
-            move |back| {
-                let Some(dy) = back.take(&y) else { return };
-                let mut da = back.env.pool.take(t, a.cols());
-                let mut db = back.env.pool.take(t, b.cols());
-                back.env.dev().concat_bwd(da.buf_mut(), db.buf_mut(), dy.buf(), t);
-                back.add(&a, da);
-                back.add(&b, db);
             }
         });
         y

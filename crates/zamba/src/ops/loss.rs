@@ -112,5 +112,5 @@ fn chunks(
 fn map<'a>(x: &'a Var, head: &'a Param) -> Linear<'a> {
     let (o, i) = (head.mat().rows(), head.mat().cols());
     let (t, x, w) = (x.rows(), x.buf(), head.mat());
-    Linear { t, groups: 1, o, i, x, x_stride: i, x_group: 0, x_at: 0, w, bias: None }
+    Linear { t, groups: 1, o, i, x, x_stride: i, x_group: 0, x_at: 0, w, w_at: 0, bias: None }
 }

@@ -133,7 +133,8 @@ pub(super) fn open_store(args: &Args, place: Option<&Path>, folder: &Path) -> an
     if args.tasks.no_cache {
         return Ok(Store::none());
     }
-    let hash = store::model_hash(folder, &args.device.isa_name()?)?;
+    let how = format!("{} {}", args.device.isa_name()?, zamba::ARITHMETIC);
+    let hash = store::model_hash(folder, &how)?;
     Store::open(&place.join(format!("answers_{hash}.jsonl")))
 }
 

@@ -50,7 +50,7 @@ impl<W: Weight> Forward<'_, W> {
         let (tile, tiles) = (t / C, self.y.rows / C);
         let (next, below) = (pass.from + pass.len, r + R);
         let weights = |row: usize, from: usize| Ahead {
-            at: self.w.as_ptr().wrapping_add((row + tile) * self.i + from).cast(),
+            at: self.w.as_ptr().wrapping_add((row + tile) * self.w_stride + from).cast(),
             bytes: size_of::<[W; LANES]>(),
         };
         if tile < R && below < self.y.width {
@@ -79,7 +79,7 @@ impl<W: Weight> Forward<'_, W> {
         let panel = self.panel.as_chunks_mut::<R>().0;
         for j in 0..R {
             let exists = r + j < self.y.width;
-            let row = if exists { &self.w[(r + j) * self.i + pass.from..][..pass.len] } else { &[] };
+            let row = if exists { &self.w[(r + j) * self.w_stride + pass.from..][..pass.len] } else { &[] };
             let (whole, tail) = row.as_chunks();
             let (vectors, rest) = panel[..pass.len.div_ceil(LANES)].split_at_mut(whole.len());
             for (out, w) in vectors.iter_mut().zip(whole) {
