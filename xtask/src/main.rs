@@ -1,5 +1,5 @@
-//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `miri`, `nightly`,
-//! `tidy`.
+//! Checks of the repository: `cargo xtask ci`, `peers`, `goldens`, `record`, `sanitize`, `miri`, `tiles`,
+//! `nightly`, `tidy`.
 //!
 //! A step prints its name when it starts and its time when it ends; the first one that fails ends the
 //! command with a line that says which, and with exit status 1.
@@ -9,6 +9,7 @@ mod peers;
 mod record;
 mod steps;
 mod tidy;
+mod tiles;
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -54,6 +55,9 @@ enum Command {
     /// The kernels' tests under Miri, on the tiers whose instructions it knows, with the cases that are small enough (some
     /// 20 minutes; needs `rustup component add miri rust-src --toolchain nightly`)
     Miri,
+    /// The tests of kernels and model on tiles that are emulated, for a machine that has AVX-512 with bf16 and no tiles (needs
+    /// Linux on x86-64 and a C compiler)
+    Tiles,
     /// Random schedules of the engine and loads on a server, for hours if wanted
     Nightly {
         /// Requests of the soak
@@ -76,6 +80,7 @@ fn main() -> ExitCode {
         Command::Record(args) => record::run(&mut steps, &args),
         Command::Sanitize => sanitize(&mut steps),
         Command::Miri => miri(&mut steps),
+        Command::Tiles => tiles::run(&mut steps),
         Command::Nightly { requests, disconnects } => nightly::all(&mut steps, requests, disconnects),
         Command::Tidy => steps.step("tidy", tidy::check),
     };

@@ -68,7 +68,8 @@ pub(super) fn linear(cpu: &Cpu, y: &mut Buf, a: Linear) {
 }
 
 /// The input of a map whose columns are not whole groups of the weights', `[t, groups * i]`: `lead` zeros, what the map
-/// reads, and zeros again. No model of a size that anyone trains has such a map, so it need not be fast.
+/// reads, and zeros again. Only the halves of the shared block's input are such, where the hidden size is no multiple of 128, and a
+/// copy of the input costs little beside the product.
 fn padded(a: &Linear, lead: usize, i: usize) -> Buf {
     let mut padded = Buf::host(Dtype::F32, a.t * a.groups * i);
     let x = a.x.f32();

@@ -8,10 +8,10 @@ use crate::{Buf, Scaled};
 
 /// See [`crate::Device::pair_rstd`].
 pub(super) fn pair_rstd(cpu: &Cpu, s: &mut Buf, a: &Buf, b: &Buf, eps: f32) {
-    assert!(a.len() == b.len() && s.len() > 0 && a.len().is_multiple_of(s.len()), "arrays of a pair");
-    let d = a.len() / s.len();
+    assert!(a.len() == b.len() && a.len().is_multiple_of(s.len().max(1)), "arrays of a pair");
+    let d = a.len() / s.len().max(1);
     let (s, a, b) = (s.f32_mut(), a.f32(), b.f32());
-    let rows = GRAIN.div_ceil(2 * d);
+    let rows = GRAIN.div_ceil(2 * d.max(1));
     cpu.split(2 * a.len(), Runs::new(s, rows), |index, s: &mut [f32]| {
         for (r, s) in s.iter_mut().enumerate() {
             let row = (index * rows + r) * d..(index * rows + r + 1) * d;
@@ -39,7 +39,7 @@ impl Op for Pair<'_> {
 /// See [`crate::Device::pair_rstd_bwd`].
 pub(super) fn pair_rstd_bwd(cpu: &Cpu, dx: &mut Buf, ds: &Buf, s: &Buf, x: &Buf) {
     assert!(dx.len() == x.len() && s.len() == ds.len(), "gradient of a pair");
-    let (d, ds, s, x) = (x.len() / s.len(), ds.f32(), s.f32(), x.f32());
+    let (d, ds, s, x) = (x.len() / s.len().max(1), ds.f32(), s.f32(), x.f32());
     cpu.rows(dx.f32_mut(), d, |t, dx| {
         let factor = -ds[t] * s[t] * s[t] * s[t] / (2 * d) as f32;
         cpu.isa.run(AddTimes { y: dx, x: &x[t * d..][..d], factor });

@@ -26,7 +26,7 @@ impl Ctx<'_> {
 
     /// The part of a linear map that columns `w_at ..` of `w [o, _]` do, as many as `x [t, i]` has: `[t, o]`. With `rest`, a factor
     /// per row `[t, 1]` and what another part gave, the sum of both. What the map sees as a whole is for the caller to
-    /// note, see [`Ctx::note_columns`].
+    /// note.
     pub fn linear_part(&mut self, x: &Var, w: &Param, w_at: usize, rest: Option<(&Var, &Var)>) -> Var {
         self.grouped(x, w, None, rest, Columns { groups: 1, x_group: 0, w_at, i: x.cols() })
     }
