@@ -56,7 +56,7 @@ enum Command {
     /// 20 minutes; needs `rustup component add miri rust-src --toolchain nightly`)
     Miri,
     /// The tests of kernels and model on tiles that are emulated, for a machine that has AVX-512 with bf16 and no tiles (needs
-    /// Linux on x86-64 and a C compiler)
+    /// Linux on x86-64 and a C compiler; some ten minutes)
     Tiles,
     /// Random schedules of the engine and loads on a server, for hours if wanted
     Nightly {

@@ -309,12 +309,13 @@ mod tests {
                 assert!(found.iter().all(|x| *x >= 0.0 && x.is_finite()));
             }
         }
-        // The input of the first projection is normed with weights of one: its mean square is near one.
-        let id =
-            model.specs().iter().position(|s| s.name.ends_with("layers.0.mamba.in_proj.weight")).unwrap();
-        let squares = moments.mean_squares(id).unwrap();
-        let mean = squares.iter().sum::<f32>() / squares.len() as f32;
-        assert!((mean - 1.0).abs() < 0.1, "{mean}");
+        // What these see is normed with weights of one, the hidden state and the embedding together: its mean square is near one.
+        for name in ["layers.0.mamba.in_proj.weight", "q_proj.weight", "k_proj.weight", "v_proj.weight"] {
+            let id = model.specs().iter().position(|s| s.name.ends_with(name)).unwrap();
+            let squares = moments.mean_squares(id).unwrap();
+            let mean = squares.iter().sum::<f32>() / squares.len() as f32;
+            assert!((mean - 1.0).abs() < 0.1, "{name}: {mean}");
+        }
     }
 
     #[test]
