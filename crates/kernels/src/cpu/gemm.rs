@@ -78,7 +78,7 @@ pub(super) fn linear_dw(
         Dtype::Q8 | Dtype::Q4 => panic!("quantised weights have no gradients"),
     }
     if let Some(at) = bias_at {
-        norm::column_sums(cpu, &mut dw_flat[at..][..a.groups * a.o], dy.f32());
+        norm::column_sums(cpu, &mut dw_flat[at..][..a.groups * a.o], dy.f32(), None);
     }
 }
 

@@ -122,7 +122,7 @@ fn forward<W: Weight>(cpu: &Cpu, y: &mut [f32], w: &[W], input: Input, a: &Linea
                     panel: panel.as_chunks_mut().0,
                     tails: tails.as_chunks_mut().0,
                     bias: bias.map(|b| &b[first..]),
-                    w: &w[(first * a.w.cols() + a.w_at).min(w.len())..],
+                    w: &w[first * a.w.cols() + a.w_at..],
                     w_stride: a.w.cols(),
                     x: &input.x[at.min(input.x.len())..],
                     x_stride: input.stride,

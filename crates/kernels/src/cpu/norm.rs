@@ -1,5 +1,6 @@
 //! RMS norm and sums over columns.
 
+use super::scaled::Times;
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, GRAIN, goes_past, scratch};
@@ -46,10 +47,7 @@ impl Op for Norm<'_> {
     fn eval<S: Tier>(self) -> f32 {
         let squares = dot::<S>(self.x, self.x);
         let scale = 1.0 / (squares / self.x.len() as f32 + self.eps).sqrt();
-        let inputs = self.x.chunks(LANES).zip(self.w.chunks(LANES));
-        for (y, (x, w)) in self.y.chunks_mut(LANES).zip(inputs) {
-            (V::<S>::load_part(x) * V::splat(scale) * V::load_part(w)).put(y, self.past);
-        }
+        Times { y: self.y, x: self.x, w: self.w, factor: scale, past: self.past }.eval::<S>();
         scale
     }
 }
@@ -97,7 +95,7 @@ pub(super) fn rmsnorm_bwd(
         let (dy, x) = (&dy[t * d..][..d], &x[t * d..][..d]);
         cpu.isa.run(NormBwd { dx, dy, x, w, rstd: rstd[t] });
     });
-    column_products(cpu, &mut dw_flat.f32_mut()[w_at..][..d], dy, x, Some(rstd));
+    column_sums(cpu, &mut dw_flat.f32_mut()[w_at..][..d], dy, Some((x, Some(rstd))));
 }
 
 struct NormBwd<'a> {
@@ -128,26 +126,22 @@ impl Op for NormBwd<'_> {
     }
 }
 
-/// Adds the sum over all rows of `x [t, sum.len()]` to `sum`, in blocks of rows in order.
-pub(super) fn column_sums(cpu: &Cpu, sum: &mut [f32], x: &[f32]) {
+/// What the rows of a sum are multiplied by: another array, and factors of its rows, 1 if there are none.
+pub(super) type By<'a> = (&'a [f32], Option<&'a [f32]>);
+
+/// Adds the sum over all rows of `x [t, sum.len()]` to `sum`, in blocks of rows in order; with `by`, of products.
+pub(super) fn column_sums(cpu: &Cpu, sum: &mut [f32], x: &[f32], by: Option<By>) {
     let stride = sum.len();
     let tiles = Tiles::columns(sum, stride, Columns::all(stride, COLUMN_BLOCK));
-    cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: None }));
+    cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by }));
 }
 
-/// Adds the sum over all rows of `x * y`, and of the rows' `factors`, to `sum`, in the same blocks.
-pub(super) fn column_products(cpu: &Cpu, sum: &mut [f32], x: &[f32], y: &[f32], factors: Option<&[f32]>) {
-    let stride = sum.len();
-    let tiles = Tiles::columns(sum, stride, Columns::all(stride, COLUMN_BLOCK));
-    cpu.split(x.len(), tiles, |_, sum| cpu.isa.run(Fold { sum, x, stride, by: Some((y, factors)) }));
-}
-
-/// Adds the sum over rows of `x`, or of `x * y * scale` with `by = (y, scale of the row)`; a scale that is not given is 1.
+/// Adds the sum over rows of `x`, or of their products with `by`.
 struct Fold<'a> {
     sum: Tile<'a, f32>,
     x: &'a [f32],
     stride: usize,
-    by: Option<(&'a [f32], Option<&'a [f32]>)>,
+    by: Option<By<'a>>,
 }
 
 impl Op for Fold<'_> {

@@ -1,6 +1,6 @@
 //! Rows with factors: the parts of a norm over two arrays side by side.
 
-use super::norm::{self, dot, fold};
+use super::norm::{column_sums, dot, fold};
 use super::split::Runs;
 use super::tier::{LANES, Op, Tier, V};
 use super::{Cpu, GRAIN, goes_past};
@@ -82,12 +82,12 @@ fn weights<'a>(a: &Scaled<'a>) -> &'a [f32] {
 }
 
 /// `y = factor * w * x` for one row.
-struct Times<'a> {
-    y: &'a mut [f32],
-    x: &'a [f32],
-    w: &'a [f32],
-    factor: f32,
-    past: bool,
+pub(super) struct Times<'a> {
+    pub(super) y: &'a mut [f32],
+    pub(super) x: &'a [f32],
+    pub(super) w: &'a [f32],
+    pub(super) factor: f32,
+    pub(super) past: bool,
 }
 
 impl Op for Times<'_> {
@@ -127,7 +127,7 @@ pub(super) fn scale_bwd(
         }
     });
     let dw = &mut dw_flat.f32_mut()[dw_at + a.w_at..][..d];
-    norm::column_products(cpu, dw, dy, x, s);
+    column_sums(cpu, dw, dy, Some((x, s)));
 }
 
 /// Adds `factor * w * dy` to one row and returns `sum w * x * dy`.
