@@ -4,8 +4,9 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{cpus, devices, lively, logits, small_config, tokens};
-use zamba::{Batch, State, Workspace, Zamba};
+use common::{cpus, devices, filled, lively, logits, small_config, tokens, wide_config};
+use zamba::config::{QuantFormat, ZambaConfig};
+use zamba::{ARITHMETIC, Batch, State, Workspace, Zamba};
 use zamba_kernels::{Device, Dtype};
 
 const PROMPT: usize = 64;
@@ -202,4 +203,58 @@ fn a_state_that_was_read_out_goes_on_in_any_slot_of_any_size() {
             assert!(got == whole[end * 61..], "{} {format:?}: {end} tokens", dev.name());
         }
     }
+}
+
+/// Hashes of results of this [`ARITHMETIC`], by tier and the format of the weights. AVX-512 gives what AVX2 gives.
+const RESULTS: [(&str, &str, u64); 6] = [
+    ("scalar", "f32", 0x6824_7770_74dc_f196),
+    ("scalar", "bf16", 0x2711_e529_2f6a_6542),
+    ("scalar", "q8", 0xdee1_51cb_048a_e492),
+    ("avx2", "f32", 0x7bb8_0f7a_3a59_8035),
+    ("avx2", "bf16", 0x360c_5f6a_6c7a_884e),
+    ("avx2", "q8", 0xd3de_fd96_2eb4_07cc),
+];
+
+/// What earlier versions kept, states of sequences and scored answers, is used as long as [`ARITHMETIC`] is the same: whoever
+/// changes a bit of a result raises it, and writes above what the test prints.
+#[test]
+fn results_are_those_that_this_arithmetic_stands_for() {
+    let quantised = ZambaConfig { quantization: Some(QuantFormat::Q8), ..wide_config() };
+    let formats = [
+        ("f32", Dtype::F32, wide_config()),
+        ("bf16", Dtype::Bf16, wide_config()),
+        ("q8", Dtype::Bf16, quantised),
+    ];
+    let mut changed = vec![];
+    for (name, format, config) in &formats {
+        for dev in cpus(2) {
+            let tier = dev.arithmetic().replace("cpu ", "").replace("avx512", "avx2");
+            let Some((.., known)) = RESULTS.iter().find(|known| (known.0, known.1) == (&tier, name)) else {
+                println!("SKIPPED: it is not known what {tier} gives with weights in {name}");
+                continue;
+            };
+            let model = plain(config, dev.clone(), *format);
+            let bits = logits(&model, &Workspace::new(dev), Batch::of(&tokens(300, 61, 13)), None);
+            if fnv(&bits) != *known {
+                changed.push(format!("{tier} {name} {:#018x}", fnv(&bits)));
+            }
+        }
+    }
+    assert!(changed.is_empty(), "not the results of arithmetic {ARITHMETIC}: {changed:#?}");
+}
+
+/// A model whose weights are the same on every machine: a usual draw passes through the system's logarithm.
+fn plain(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype) -> Zamba {
+    let mut seed = 0;
+    filled(config, dev, format, |spec, values| {
+        seed += 1;
+        values.clear();
+        values.extend(tokens(spec.len(), 2002, seed).into_iter().map(|t| (t as f32 - 1001.0) / 5000.0));
+    })
+}
+
+/// The hash FNV-1a, of words in place of bytes.
+fn fnv(bits: &[u32]) -> u64 {
+    bits.iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, word| (hash ^ u64::from(*word)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -3,10 +3,13 @@
 //! A vector holds sums for the 16 rows of a block and one token, so nothing is added up across lanes. Sums of
 //! a group are integers; the groups follow one another in order for every token, whatever the tile.
 
+mod many;
+
 use std::hint::black_box;
 
 use half::f16;
 
+use self::many::{PAIR, UNPACKED};
 use super::int::{IntOp, IntTier};
 use super::split::{Columns, Runs, Tile, Tiles};
 use super::tier::{LANES, Tier, V};
@@ -16,8 +19,6 @@ use super::{Cpu, linear, scratch};
 use crate::quant::{GROUP, LINE, LINES, ROWS, block_bytes, zero_point};
 use crate::{Buf, Dtype, Linear};
 
-/// Groups per pass over many tokens: 16 KiB of weights, unpacked, stay in L1 while tokens go by.
-const PASS: usize = 8;
 /// Most tokens per chunk, whose integers stay in L2.
 const TOKEN_BLOCK: usize = 128;
 /// Most rows of weights per chunk of many tokens.
@@ -164,7 +165,7 @@ fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
     let work = a.t * a.groups * a.o * a.i;
     cpu.split(work, Tiles::new(y, a.groups * a.o, tokens, columns), |_, y: Tile<f32>| {
         let first = y.group * a.o + y.start;
-        let unpacked = if Q4 && y.rows > 1 { PASS * LINES * LINE / 4 } else { 0 };
+        let unpacked = if Q4 && y.rows > 1 { UNPACKED / size_of::<f32>() } else { 0 };
         scratch::floats(unpacked, |unpacked| {
             cpu.isa.run_int(Forward::<Q4> {
                 x: x.from(y.row, y.group * a.i),
@@ -182,7 +183,7 @@ fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
 
 /// Tokens and rows per chunk, so that there are a few chunks per thread.
 fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
-    let tokens = a.t.clamp(1, TOKEN_BLOCK);
+    let tokens = a.t.div_ceil(a.t.div_ceil(TOKEN_BLOCK).max(1)).max(1);
     let threads = cpu.pool.threads();
     let chunks = (4 * threads).div_ceil(a.groups * a.t.div_ceil(tokens).max(1));
     let even = if threads == 1 { a.o } else { (a.o / ROWS).div_ceil(chunks) * ROWS };
@@ -217,8 +218,12 @@ impl<const Q4: bool> IntOp for Forward<'_, Q4> {
         let blocks = self.y.width / ROWS;
         let mut block = 0;
         while block < blocks {
-            if self.y.rows > 1 && !(S::F::WIDE && self.y.rows <= FEW) {
-                self.tokens::<S>(block);
+            let few = self.y.rows == 1 || S::F::WIDE && self.y.rows <= FEW;
+            if !few && S::F::WIDE && block + PAIR <= blocks {
+                self.many::<S, PAIR>(block);
+                block += PAIR;
+            } else if !few {
+                self.many::<S, 1>(block);
                 block += 1;
             } else if block + STREAMS <= blocks {
                 self.streams::<S, STREAMS>(block);
@@ -423,102 +428,5 @@ impl<const Q4: bool> Forward<'_, Q4> {
             even[c] = S::add(even[c], odd[c]);
         }
         even
-    }
-
-    /// Many tokens: some groups at a time for all of them.
-    #[inline(always)]
-    fn tokens<S: IntTier>(&mut self, block: usize) {
-        for from in (0..self.groups).step_by(PASS) {
-            let to = self.groups.min(from + PASS);
-            if Q4 {
-                self.unpack::<S>(block, from, to);
-            }
-            let mut t = 0;
-            if S::F::WIDE {
-                while t + 12 <= self.y.rows {
-                    self.tile::<S, 12>(block, t, from, to);
-                    t += 12;
-                }
-                if t + 8 <= self.y.rows {
-                    self.tile::<S, 8>(block, t, from, to);
-                    t += 8;
-                }
-            }
-            while t + 4 <= self.y.rows {
-                self.tile::<S, 4>(block, t, from, to);
-                t += 4;
-            }
-            while t < self.y.rows {
-                self.tile::<S, 1>(block, t, from, to);
-                t += 1;
-            }
-        }
-    }
-
-    /// Writes the lines of a row block's groups `from .. to`, one integer per byte.
-    #[inline(always)]
-    fn unpack<S: IntTier>(&mut self, block: usize, from: usize, to: usize) {
-        let parts = (block * self.stride + from) * Self::BYTES..(block * self.stride + to) * Self::BYTES;
-        let lines = self.unpacked.as_chunks_mut::<LINE>().0.as_chunks_mut::<2>().0;
-        for (part, lines) in self.quants[parts].as_chunks().0.iter().zip(lines) {
-            let (low, high) = S::lines4(part);
-            S::store4(low, &mut lines[0]);
-            S::store4(high, &mut lines[1]);
-        }
-    }
-
-    /// Groups `from .. to` of a row block for `T` tokens. Sums of the groups before wait in the output.
-    #[inline(always)]
-    fn tile<S: IntTier, const T: usize>(&mut self, block: usize, t: usize, from: usize, to: usize) {
-        let mut acc = [V::<S::F>::zero(); T];
-        if from > 0 {
-            for c in 0..T {
-                acc[c] = V::load(&self.y.row(t + c)[block * ROWS..]);
-            }
-        }
-        for g in from..to {
-            let lines: &[[u8; LINE]; LINES] = if Q4 {
-                let lines = self.unpacked.as_chunks().0;
-                lines[(g - from) * LINES..].first_chunk().expect("32 lines")
-            } else {
-                self.block(block, g).first_chunk().expect("32 lines")
-            };
-            let mut x = [&[[0; 4]; LINES]; T];
-            let mut sum = [S::start(0); T];
-            for c in 0..T {
-                x[c] = self.fours(t + c, g);
-                sum[c] = S::start(self.x.starts[(t + c) * (self.x.width / GROUP) + g]);
-            }
-            // The first tokens of a pass ask for the weights of the next one, a line at a time: all at once they would
-            // find the processor's queue of requests full.
-            let raw = if t == 0 { self.block(block, g) } else { &[] };
-            for l in 0..LINES {
-                if Q4 {
-                    if l % 2 == 0 && t == 0 {
-                        S::F::prefetch_l1(&raw[l / 2], PASS * Self::BYTES);
-                    }
-                    let line = S::line4(&lines[l]);
-                    for c in 0..T {
-                        sum[c] = S::dot4(sum[c], line, x[c][l]);
-                    }
-                } else {
-                    if t == 0 {
-                        S::F::prefetch_l1(&lines[l], AHEAD);
-                    }
-                    let line = S::line8(&lines[l]);
-                    for c in 0..T {
-                        sum[c] = S::dot8(sum[c], line, x[c][l]);
-                    }
-                }
-            }
-            let scale = self.scale::<S>(block, g);
-            for c in 0..T {
-                let x_scale = self.x.scales[(t + c) * (self.x.width / GROUP) + g];
-                acc[c] = V::wrap(S::float(sum[c])).fma(scale * V::splat(x_scale), acc[c]);
-            }
-        }
-        for c in 0..T {
-            acc[c].store(&mut self.y.row_mut(t + c)[block * ROWS..]);
-        }
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use zamba::config::{LayerKind, ZambaConfig};
 use zamba::init::init_tensor;
-use zamba::spec::TensorKind;
+use zamba::spec::{TensorKind, TensorSpec};
 use zamba::{Batch, State, Workspace, Zamba};
 use zamba_kernels::cpu::{Cpu, Isa};
 use zamba_kernels::reference::Reference;
@@ -59,10 +59,8 @@ pub(crate) fn wide_config() -> ZambaConfig {
 
 /// A model with weights large enough that attention, gates and decays are far from their linear range.
 pub(crate) fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, seed: u64) -> Zamba {
-    let mut values = vec![];
-    let d = dev.clone();
-    let built = Zamba::build(config.clone(), dev, format, |spec, buf| {
-        init_tensor(config, spec, seed, &mut values);
+    filled(config, dev, format, |spec, values| {
+        init_tensor(config, spec, seed, values);
         let factor = match spec.kind {
             TensorKind::Linear | TensorKind::XProj | TensorKind::Conv => 10.0,
             TensorKind::Embedding | TensorKind::Head => 25.0,
@@ -74,6 +72,20 @@ pub(crate) fn lively(config: &ZambaConfig, dev: Arc<dyn Device>, format: Dtype, 
             // Large steps, so that decays forget within a few tokens and dt matters.
             values.iter_mut().for_each(|x| *x += 3.0);
         }
+    })
+}
+
+/// A model whose weights are what `draw` leaves behind.
+pub(crate) fn filled(
+    config: &ZambaConfig,
+    dev: Arc<dyn Device>,
+    format: Dtype,
+    mut draw: impl FnMut(&TensorSpec, &mut Vec<f32>),
+) -> Zamba {
+    let mut values = vec![];
+    let d = dev.clone();
+    let built = Zamba::build(config.clone(), dev, format, |spec, buf| {
+        draw(spec, &mut values);
         if buf.dtype().is_quantised() {
             let mut bytes = vec![0; buf.bytes()];
             Cpu::new(Some(1)).quantise(buf.dtype(), spec.rows_cols().1, &values, None, &mut bytes);
