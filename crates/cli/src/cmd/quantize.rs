@@ -21,7 +21,7 @@ use crate::{interrupt, out};
 
 /// Quantise a checkpoint to 8 or 4 bits per weight.
 ///
-/// The matrices of linear maps become integers with a scale per 64 weights; embedding, head and small tensors stay as
+/// The matrices of linear maps become integers with a scale per 128 weights; embedding, head and small tensors stay as
 /// they are. All commands but `train` work on the result, which is read as it lies in the file.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:\n  zamba quantize -m zamba-7b --out zamba-7b-q8 --format q8\n  \
