@@ -78,10 +78,13 @@ impl Limits {
         self.read
     }
 
-    /// Operations per second of the best unit for matrices of type `dtype`: of f32 the multiply-adds, else the
-    /// fastest that counts in floating point.
+    /// Operations per second of the best unit for matrices of type `dtype`: of f32 the multiply-adds, of quantised ones the
+    /// fastest there is, else the fastest that counts in floating point.
     pub(crate) fn arithmetic(&self, dtype: Dtype) -> f64 {
-        let fits = |unit: Unit| if dtype == Dtype::F32 { unit == Unit::Fma } else { unit.is_floating() };
+        let fits = |unit: Unit| match dtype {
+            Dtype::F32 => unit == Unit::Fma,
+            _ => dtype.is_quantised() || unit.is_floating(),
+        };
         self.units.iter().filter(|(unit, _)| fits(*unit)).map(|(_, best)| *best).fold(0.0, f64::max)
     }
 

@@ -134,7 +134,10 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
     drop(progress);
     let peak_bytes = system::peak_memory();
     limits.measure();
-    let (read, arithmetic) = (limits.read(), limits.arithmetic(matrix_type(&model)));
+    let dtype = matrix_type(&model);
+    let (read, arithmetic) = (limits.read(), limits.arithmetic(dtype));
+    // What a quantised model leaves as it was.
+    let floats = limits.arithmetic(if dtype.is_quantised() { Dtype::Bf16 } else { dtype });
     rows.iter_mut().for_each(|row| row.beside(read, arithmetic));
     let document = Document {
         machine: limits.machine(),
@@ -146,7 +149,7 @@ pub(crate) fn run(cpu: Arc<Cpu>, folder: &Path, plan: &Plan, json: bool) -> anyh
         peak_bytes,
         first_token,
         rows,
-        profiles: taken.into_iter().map(|taken| taken.beside(read, arithmetic)).collect(),
+        profiles: taken.into_iter().map(|taken| taken.beside(read, floats, arithmetic)).collect(),
     };
     if json { out::json(&document) } else { document.print() }
 }

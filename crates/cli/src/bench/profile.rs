@@ -83,17 +83,22 @@ impl Watch {
 }
 
 impl Taken {
-    /// The profile beside what the machine can do, in bytes and operations per second.
-    pub(crate) fn beside(self, bytes: f64, flops: f64) -> Profile {
+    /// The profile beside what the machine can do, in bytes and operations per second: `flops`, and `quantised` where the
+    /// matrix is.
+    pub(crate) fn beside(self, bytes: f64, flops: f64, quantised: f64) -> Profile {
         let all = self.seconds;
-        let kernels: Vec<Line> = self.kernels.into_iter().map(|k| Line::new(k, all, bytes, flops)).collect();
+        let line = |(kernel, spent): (Kernel, Spent)| {
+            let arithmetic = if kernel.quantised { quantised } else { flops };
+            Line::new(kernel, spent, all, bytes, arithmetic)
+        };
+        let kernels: Vec<Line> = self.kernels.into_iter().map(line).collect();
         let inside: f64 = kernels.iter().map(|line| line.share).sum();
         Profile { test: self.test, seconds: all, share_outside_of_kernels: 1.0 - inside, kernels }
     }
 }
 
 impl Line {
-    fn new((kernel, spent): (Kernel, Spent), all: f64, bytes: f64, flops: f64) -> Line {
+    fn new(kernel: Kernel, spent: Spent, all: f64, bytes: f64, flops: f64) -> Line {
         let seconds = spent.time.as_secs_f64().max(1e-9);
         let name = kernel.name;
         let speed = (spent.operations > 0).then_some(spent.operations as f64 / seconds);
@@ -159,12 +164,15 @@ mod tests {
             operations,
             bytes: 8,
         };
-        let product = Kernel { name: "linear", matrix: Some((4, 8)) };
-        let kernels = vec![(product, spent(6, 12)), (Kernel { name: "add", matrix: None }, spent(1, 0))];
-        let profile = Taken { test: "pp1".into(), seconds: 8.0, kernels }.beside(2.0, 4.0);
-        let [product, add] = &profile.kernels[..] else { panic!("two kernels") };
-        assert_eq!((product.kernel.as_str(), product.share), ("linear 4 -> 8", 0.75));
+        let product = Kernel { name: "linear", matrix: Some((4, 8)), quantised: false };
+        let quantised = Kernel { quantised: true, ..product };
+        let add = Kernel { name: "add", matrix: None, quantised: false };
+        let kernels = vec![(product, spent(3, 6)), (quantised, spent(3, 12)), (add, spent(1, 0))];
+        let profile = Taken { test: "pp1".into(), seconds: 8.0, kernels }.beside(2.0, 4.0, 16.0);
+        let [product, quantised, add] = &profile.kernels[..] else { panic!("three kernels") };
+        assert_eq!((product.kernel.as_str(), product.share), ("linear 4 -> 8", 0.375));
         assert_eq!((product.tera_operations, product.fraction_of_gemm), (Some(2e-12), Some(0.5)));
+        assert_eq!((quantised.tera_operations, quantised.fraction_of_gemm), (Some(4e-12), Some(0.25)));
         assert_eq!((add.kernel.as_str(), add.tera_operations, add.fraction_of_read), ("add", None, 4.0));
         assert_eq!(profile.share_outside_of_kernels, 0.125);
     }

@@ -17,6 +17,8 @@ pub(crate) struct Kernel {
     pub(crate) name: &'static str,
     /// Input and output width of a group's matrix, for products.
     pub(crate) matrix: Option<(usize, usize)>,
+    /// Whether that matrix is quantised.
+    pub(crate) quantised: bool,
 }
 
 /// What calls of a kernel came to.
@@ -45,6 +47,7 @@ pub(crate) struct Timed {
 #[derive(Clone, Copy, Default)]
 struct Work {
     matrix: Option<(usize, usize)>,
+    quantised: bool,
     operations: usize,
     bytes: usize,
 }
@@ -79,7 +82,8 @@ impl Timed {
         let result = call(&*self.device);
         let time = start.elapsed();
         let mut spent = self.spent();
-        let spent = spent.entry(Kernel { name, matrix: work.matrix }).or_default();
+        let Work { matrix, quantised, .. } = work;
+        let spent = spent.entry(Kernel { name, matrix, quantised }).or_default();
         spent.calls += 1;
         spent.time += time;
         spent.operations += work.operations as u64;
@@ -104,6 +108,7 @@ impl Work {
         let (t, weights) = (a.t * a.groups, a.groups * a.o * a.i);
         Work {
             matrix: Some((a.i, a.o)),
+            quantised: a.w.dtype().is_quantised(),
             operations: 2 * t * a.o * a.i,
             bytes: a.w.dtype().bytes(weights) + copies * 4 * weights + 4 * t * (a.o + a.i),
         }
@@ -129,9 +134,9 @@ impl Work {
         }
         let each = a.k.dtype().bytes(2 * a.kv * a.p);
         Work {
-            matrix: None,
             operations: products * 2 * pairs * a.h * a.p,
             bytes: keys * each + passes * 4 * a.t * a.h * a.p,
+            ..Work::default()
         }
     }
 }
@@ -420,7 +425,7 @@ mod tests {
         timed.keep(false);
         timed.linear(&mut y, a);
         let [(kernel, spent)] = timed.take()[..] else { panic!("one kernel") };
-        assert_eq!(kernel, Kernel { name: "linear", matrix: Some((4, 5)) });
+        assert_eq!(kernel, Kernel { name: "linear", matrix: Some((4, 5)), quantised: false });
         assert_eq!((spent.calls, spent.operations), (2, 2 * 2 * 3 * 4 * 5));
         assert_eq!(spent.bytes, 2 * (2 * 20 + 4 * (12 + 15)));
         assert!(timed.take().is_empty());

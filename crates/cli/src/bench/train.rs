@@ -108,7 +108,10 @@ pub(crate) fn run(cpu: Arc<Cpu>, what: &Path, wishes: &Wishes, json: bool) -> an
         dtype: if step.format == Dtype::Bf16 { "bfloat16" } else { "float32" },
         peak_bytes,
         rows: vec![row],
-        profiles: taken.into_iter().map(|taken| taken.beside(limits.read(), arithmetic)).collect(),
+        profiles: taken
+            .into_iter()
+            .map(|taken| taken.beside(limits.read(), arithmetic, arithmetic))
+            .collect(),
     };
     if json { out::json(&document) } else { document.print() }
 }
