@@ -141,10 +141,15 @@ fn passes(t: usize, i: usize) -> usize {
     if t == 1 { 1 } else { i.div_ceil(IN_BLOCK).max(1) }
 }
 
+/// Tokens per chunk, at most `most` and about as many in each.
+pub(super) fn even(tokens: usize, most: usize) -> usize {
+    tokens.div_ceil(tokens.div_ceil(most).max(1)).max(1)
+}
+
 /// Tokens and rows per chunk: all in one for little work, else a few chunks per thread, so that a thread
 /// that is held up does not hold up the others.
 fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
-    let tokens = a.t.div_ceil(a.t.div_ceil(TOKEN_BLOCK).max(1)).max(1);
+    let tokens = even(a.t, TOKEN_BLOCK);
     let rows = ROW_BLOCK.min(a.o.max(1));
     let work = a.t * a.groups * a.o * a.i;
     if cpu.pool.threads() == 1 || work <= GRAIN {

@@ -183,7 +183,7 @@ fn forward<const Q4: bool>(cpu: &Cpu, y: &mut [f32], x: Input, a: &Linear) {
 
 /// Tokens and rows per chunk, so that there are a few chunks per thread.
 fn blocks(cpu: &Cpu, a: &Linear) -> (usize, usize) {
-    let tokens = a.t.div_ceil(a.t.div_ceil(TOKEN_BLOCK).max(1)).max(1);
+    let tokens = linear::even(a.t, TOKEN_BLOCK);
     let threads = cpu.pool.threads();
     let chunks = (4 * threads).div_ceil(a.groups * a.t.div_ceil(tokens).max(1));
     let even = if threads == 1 { a.o } else { (a.o / ROWS).div_ceil(chunks) * ROWS };
